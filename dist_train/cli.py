@@ -1,0 +1,84 @@
+"""argv to a run. torch is imported only after everything that can be refused has been read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dist_train.errors import REFUSED, ConfigError
+
+app = typer.Typer(
+    name="dist-train",
+    help="Train any PyTorch model on many workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Values that replace those of the file."),
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="Default: runs/NAME/TIME.", show_default=False)
+]
+Resume = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|PATH",
+        help="auto: continue from the newest checkpoint in the run directory, if any. none: start anew. "
+        "PATH: start from another run's directory or from one checkpoint.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved configuration and the arithmetic, then exit.")
+]
+
+
+@app.callback()
+def _commands() -> None:
+    """Train any PyTorch model on many workers; how tightly they are coupled is configuration."""
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Train. Starts the workers itself; under torchrun or srun the same command line is one worker.
+
+    Exit status: 0 done, 1 failed, 2 refused (nothing was started), 75 interrupted and saved.
+    """
+    from dist_train.runtime.start import Request, dry_run_text, run_request
+
+    request = Request(config, tuple(overrides or ()), run_dir, resume)
+    if dry_run:
+        typer.echo(dry_run_text(request))
+        raise typer.Exit
+    raise typer.Exit(run_request(request))
+
+
+@app.command()
+def checkpoints(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """List the checkpoints of a run, each verified against its checksums."""
+    from dist_train.runtime.start import checkpoint_lines
+
+    for line in checkpoint_lines(run_dir):
+        typer.echo(line)
+
+
+def main() -> None:
+    """Run the command line; a refusal is one line for each problem on stderr and exit status 2."""
+    try:
+        app()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"dist-train: {problem}", file=sys.stderr)
+        sys.exit(REFUSED)

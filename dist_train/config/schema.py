@@ -1,0 +1,349 @@
+"""The run's configuration: one typed, frozen tree. Its defaults are the vetted settings.
+
+Nothing here imports torch, so that a wrong configuration is refused before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+UNITS = ("epochs", "steps", "samples")
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Span(Section):
+    """A length of training, given in exactly one unit."""
+
+    epochs: Positive | None = None
+    steps: PositiveInt | None = None
+    samples: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of {', '.join(UNITS)} (found {found})")
+        return self
+
+
+class Model(BaseModel):
+    """A built-in model or the user's own by import path; further keys are passed to its constructor."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Parallel(Section):
+    mode: Literal["sync"] = "sync"
+    # Per replica. "auto": one for each GPU, or a single worker on the CPU.
+    workers: PositiveInt | Literal["auto"] = "auto"
+    group_size: Literal[1] = 1
+    backups: Literal[0] = 0
+    max_staleness: None = None
+    replicas: Literal[1] = 1
+    # Samples of one update over all workers; given instead of train.batch_size it stays constant
+    # whatever the number of workers.
+    global_batch: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # How long a collective may wait for a missing peer.
+    timeout_s: Positive = 300.0
+    bucket_mb: Positive = 25.0
+    # How gradients travel. powersgd keeps a residual on each worker that is not part of a checkpoint:
+    # a resumed run begins again with powersgd_start uncompressed steps.
+    compression: Literal["none", "bf16", "powersgd"] = "none"
+    powersgd_rank: PositiveInt = 2
+    powersgd_start: Annotated[int, Field(ge=2, strict=True)] = 1000
+    sync_batch_norm: bool = False
+
+
+class Train(Section):
+    epochs: Positive | None = None
+    steps: PositiveInt | None = None
+    samples: PositiveInt | None = None
+    # Per worker and forward pass; null when parallel.global_batch is given.
+    batch_size: PositiveInt | None = None
+    # Forward and backward passes before each update.
+    accumulate: PositiveInt = 1
+    # The epoch's short last batch: train on it, or leave it out.
+    last_batch: Literal["keep", "drop"] = "keep"
+    # Largest norm of the gradient of the whole model; null leaves it as it is.
+    clip_norm: Positive | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of {', '.join(UNITS)} (found {found})")
+        return self
+
+    @property
+    def length(self) -> Span:
+        return Span(epochs=self.epochs, steps=self.steps, samples=self.samples)
+
+
+class Optimizer(Section):
+    # The base learning rate: the one that suits schedule.base_batch.
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    # Goyal et al. 2017, section 5.1: normalisation parameters and biases are not decayed.
+    decay_norm_and_bias: bool = False
+
+
+class SGD(Optimizer):
+    name: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adagrad(Optimizer):
+    name: Literal["adagrad"] = "adagrad"
+    lr_decay: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.0
+    eps: Positive = 1e-10
+
+
+class RMSProp(Optimizer):
+    name: Literal["rmsprop"] = "rmsprop"
+    alpha: Fraction = 0.99
+    momentum: Fraction = 0.0
+    centered: bool = False
+    eps: Positive = 1e-8
+
+
+class Adam(Optimizer):
+    name: Literal["adam"] = "adam"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    amsgrad: bool = False
+
+
+class AdamW(Optimizer):
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    amsgrad: bool = False
+    weight_decay: NonNegative = 0.01
+
+
+class LARS(Optimizer):
+    name: Literal["lars"] = "lars"
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    # You et al. 2017: the layer's step as a share of its weights' norm.
+    trust: Positive = 0.001
+    eps: NonNegative = 1e-9
+
+
+AnyOptimizer = Annotated[SGD | Adagrad | RMSProp | Adam | AdamW | LARS, Field(discriminator="name")]
+
+
+class NoWarmup(Section):
+    kind: Literal["none"] = "none"
+
+
+class GradualWarmup(Span):
+    kind: Literal["gradual"] = "gradual"
+    # null: start from the base learning rate, as Goyal et al. do.
+    start_lr: NonNegative | None = None
+
+
+class ConstantWarmup(Span):
+    kind: Literal["constant"] = "constant"
+    # null: hold the base learning rate.
+    start_lr: NonNegative | None = None
+
+
+AnyWarmup = Annotated[NoWarmup | GradualWarmup | ConstantWarmup, Field(discriminator="kind")]
+
+
+class ConstantDecay(Section):
+    kind: Literal["constant"] = "constant"
+
+
+class StepDecay(Section):
+    kind: Literal["step"] = "step"
+    # In epochs, counted from the start of training, warmup included.
+    milestones: tuple[Positive, ...]
+    gamma: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, found {list(self.milestones)}")
+        return self
+
+
+class CosineDecay(Section):
+    kind: Literal["cosine"] = "cosine"
+    min_lr: NonNegative = 0.0
+
+
+class CosineRestarts(Section):
+    """Either ``cycles`` of equal length (Huang et al. 2017), or a first cycle that grows by ``factor``
+    (Loshchilov and Hutter 2016)."""
+
+    kind: Literal["cosine_restarts"] = "cosine_restarts"
+    cycles: PositiveInt | None = None
+    first_epochs: Positive | None = None
+    factor: Annotated[float, Field(ge=1)] = 2.0
+    min_lr: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.cycles is None) == (self.first_epochs is None):
+            raise ValueError("give exactly one of cycles (equal parts) and first_epochs (growing by factor)")
+        return self
+
+
+class OneCycle(Section):
+    """Smith 2018: up from peak/start_factor, down again, then a tail down to peak/final_factor."""
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    # The share of training spent in the triangle; the rest is the tail.
+    triangle: Annotated[float, Field(gt=0, le=1)] = 0.9
+    start_factor: Annotated[float, Field(gt=1)] = 10.0
+    final_factor: Annotated[float, Field(gt=1)] = 100.0
+    # Lowest and highest momentum, moved against the learning rate; null leaves it constant.
+    momentum: tuple[Fraction, Fraction] | None = None
+
+
+AnyDecay = Annotated[
+    ConstantDecay | StepDecay | CosineDecay | CosineRestarts | OneCycle, Field(discriminator="kind")
+]
+
+
+class Schedule(Section):
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    # The batch that optimizer.lr was tuned for; null: no scaling, whatever the batch.
+    base_batch: PositiveInt | None = None
+    warmup: AnyWarmup = NoWarmup()
+    decay: AnyDecay = ConstantDecay()
+    # When a run resumes with another global batch: climb from the old rate to the new over this span.
+    rewarm: Span | None = None
+
+    @model_validator(mode="after")
+    def _one_cycle_warms_up_itself(self) -> Self:
+        if isinstance(self.decay, OneCycle) and not isinstance(self.warmup, NoWarmup):
+            raise ValueError("decay one_cycle has its own warmup: set warmup.kind to none")
+        return self
+
+
+class Data(Section):
+    # Processes that load samples, for each worker; 0 loads in the worker itself.
+    loaders: NonNegativeInt = 0
+    # Batches that each loading process prepares ahead.
+    prefetch: PositiveInt = 2
+    # Samples a worker may find unreadable (named in the log and replaced) before it gives up.
+    bad_samples: NonNegativeInt = 0
+
+
+class Validation(Section):
+    # Exactly one of the two is in force; with neither, every epoch.
+    every_epochs: PositiveInt | None = None
+    every_steps: PositiveInt | None = None
+    # Per worker; null: the training batch.
+    batch_size: PositiveInt | None = None
+    # Training batches from which batch-norm statistics are recomputed before each validation
+    # (Goyal et al. 2017, figure 4); 0 keeps the running averages.
+    batch_norm_batches: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        if self.every_epochs is not None and self.every_steps is not None:
+            raise ValueError("give at most one of every_epochs and every_steps")
+        return self
+
+
+class Checkpoint(Section):
+    every_steps: PositiveInt | None = None
+    keep_last: Annotated[int, Field(ge=2, strict=True)] = 3
+    # Further checkpoints at every multiple of this many steps are kept for ever.
+    keep_every_steps: PositiveInt | None = None
+
+
+class Profile(Section):
+    # Steps to skip, to warm up on, and to record.
+    wait: NonNegativeInt = 5
+    warmup: NonNegativeInt = 2
+    active: PositiveInt = 3
+
+
+class Logging(Section):
+    every_steps: PositiveInt = 10
+    tensorboard: bool = True
+    profile: Profile | None = None
+    # A worker this much slower than the median worker is named.
+    straggler_ratio: Annotated[float, Field(gt=1)] = 1.3
+
+
+class Recovery(Section):
+    # Restarts without progress in between; a restart that got further does not count.
+    max_restarts: NonNegativeInt = 3
+    backoff_s: NonNegative = 1.0
+    max_backoff_s: NonNegative = 60.0
+    # A process whose pulse has stopped for this long is frozen.
+    frozen_after_s: Positive = 5.0
+    # A worker that stays in one phase for longer than this, and than 20 times its usual, is hung.
+    hung_after_s: Positive = 30.0
+    # From the first sign of life to the first step, and for a model that compiles.
+    start_timeout_s: Positive = 600.0
+    # What is left to workers between a request to stop and SIGKILL.
+    grace_s: Positive = 30.0
+
+
+class Config(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    # A built-in name, "package.module:attribute", or "path/to/file.py:attribute".
+    task: str
+    task_options: dict[str, Any] = {}
+    # null: the task's own choice.
+    model: Model | None = None
+    seed: NonNegativeInt = 0
+    parallel: Parallel = Parallel()
+    train: Train
+    optimizer: AnyOptimizer
+    schedule: Schedule = Schedule()
+    data: Data = Data()
+    validation: Validation = Validation()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+    recovery: Recovery = Recovery()
+    codistill: None = None
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Self:
+        if (self.train.batch_size is None) == (self.parallel.global_batch is None):
+            raise ValueError(
+                "give exactly one of train.batch_size (per worker) and parallel.global_batch (all workers)"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""One worker's matter: its state, the two halves of its step, its data, its checkpoints."""

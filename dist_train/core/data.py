@@ -1,0 +1,202 @@
+"""Which samples a worker loads, in which order, from any position on.
+
+The order is arithmetic (rules/sampling.py): it depends on the seed and on how many samples were consumed,
+never on the number of workers or loading processes. So a run can continue with another number of workers,
+and no sample is skipped or repeated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import random
+import signal
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dist_train.config.schema import Data
+from dist_train.core.seeds import generators_untouched
+from dist_train.errors import BadSample, TrainingError
+from dist_train.rules.sampling import (
+    Draw,
+    Position,
+    advance,
+    draw,
+    micro_batches,
+    permutation,
+    sample_seed,
+    split,
+)
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]  # (epoch, index in the dataset)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The global order of samples: what each update consumes, for all workers alike."""
+
+    seed: int
+    size: int
+    batch: int
+    last_batch: Any
+
+    def draw(self, position: Position) -> Draw:
+        return draw(position, self.size, self.batch, self.last_batch)
+
+    def after(self, position: Position) -> Position:
+        return advance(position, self.size, self.batch, self.last_batch)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of every draw: batches to be accumulated."""
+
+    rank: int
+    workers: int
+    accumulate: int
+
+    def batches(self, count: int) -> list[range]:
+        """Return offsets within a draw of ``count`` samples; empty when there is none for this worker."""
+        return micro_batches(count, self.rank, self.workers, self.accumulate)
+
+
+class Batches:
+    """Keys of this worker's batches, update after update, without end (a batch sampler).
+
+    A worker without a share in a short last batch still takes part in the exchange of gradients: it is
+    handed the draw's first sample, to be weighted with zero.
+    """
+
+    def __init__(self, order: Order, share: Share, position: Position) -> None:
+        self._order = order
+        self._share = share
+        self._position = position
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        position, epoch, shuffled = self._position, -1, np.empty(0, dtype=np.int64)
+        while True:
+            taken = self._order.draw(position)
+            if taken.start.epoch != epoch:
+                epoch = taken.start.epoch
+                shuffled = permutation(self._order.seed, epoch, self._order.size)
+            first = taken.start.offset
+            for offsets in self._share.batches(taken.count) or [range(1)]:
+                rows = shuffled[first + offsets.start : first + offsets.stop]
+                yield [(epoch, int(row)) for row in rows]
+            position = self._order.after(position)
+
+
+class Samples(Dataset[Any]):
+    """A user's dataset behind (epoch, index) keys: seeded for each sample, forgiving a few bad ones."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, bad_samples: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self._budget = bad_samples
+        # Shared by the loading processes of this worker.
+        self._bad = multiprocessing.Value(ctypes.c_int64)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        """Fetch and collate one batch."""
+        fetch_batch = getattr(self._dataset, "batch", None)
+        if fetch_batch is not None:
+            return fetch_batch([index for _, index in keys])
+        with generators_untouched():
+            return default_collate([self._fetch(epoch, index) for epoch, index in keys])
+
+    def _fetch(self, epoch: int, index: int) -> Any:
+        for candidate in range(index, index + self._budget + 1):
+            index_in_range = candidate % size_of(self._dataset)
+            seed = sample_seed(self._seed, epoch, index_in_range)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            try:
+                return self._dataset[index_in_range]
+            except BadSample as bad:
+                self._count(bad)
+        raise TrainingError(f"samples {index} to {index + self._budget} of the dataset are all unreadable")
+
+    def _count(self, bad: BadSample) -> None:
+        with self._bad.get_lock():
+            self._bad.value += 1
+            found = self._bad.value
+        if found > self._budget:
+            raise TrainingError(
+                f"bad sample {bad}; {found} found by this worker and data.bad_samples allows {self._budget}"
+            ) from None
+        log.warning("bad sample %s; replaced by the next one (%d of %d)", bad, found, self._budget)
+
+
+def size_of(dataset: Dataset[Any]) -> int:
+    """Return the dataset's length; raises TrainingError for one that has none."""
+    if not isinstance(dataset, Sized):
+        raise TrainingError(
+            f"{type(dataset).__name__} has no length: dist_train needs map-style datasets with __len__ and "
+            "__getitem__, so that it can resume at any sample"
+        )
+    return len(dataset)
+
+
+def training_batches(
+    dataset: Dataset[Any], order: Order, share: Share, position: Position, data: Data, pin: bool
+) -> Iterator[Any]:
+    """Return this worker's collated batches from ``position`` on, without end."""
+    samples = Samples(dataset, order.seed, data.bad_samples)
+    return iter(_loader(samples, Batches(order, share, position), data, pin))
+
+
+def validation_batches(
+    dataset: Dataset[Any], rank: int, workers: int, batch_size: int, data: Data, pin: bool
+) -> tuple[DataLoader[Any], list[int]]:
+    """Return a loader over this worker's part of the set, in order, and the size of each batch.
+
+    The parts are disjoint and cover the set exactly; nothing is padded. A worker without a part gets one
+    sample of size zero, so that it knows the names of the metrics.
+    """
+    mine = split(size_of(dataset), workers)[rank]
+    if not mine:
+        return _loader(Samples(dataset, 0, data.bad_samples), [[(0, 0)]], data, pin), [0]
+    parts = [
+        range(start, min(start + batch_size, mine.stop)) for start in range(mine.start, mine.stop, batch_size)
+    ]
+    keys = [[(0, index) for index in part] for part in parts]
+    samples = Samples(dataset, 0, data.bad_samples)
+    return _loader(samples, keys, data, pin), [len(part) for part in parts]
+
+
+def _loader(samples: Samples, batches: Any, data: Data, pin: bool) -> DataLoader[Any]:
+    processes: dict[str, Any] = {}
+    if data.loaders:
+        processes = {"prefetch_factor": data.prefetch, "worker_init_fn": _enter_loader}
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=data.loaders,
+        collate_fn=_collated,
+        pin_memory=pin,
+        # An own generator: the loader would otherwise draw from the one that dropout uses.
+        generator=torch.Generator(),
+        **processes,
+    )
+
+
+def _collated(batch: Any) -> Any:
+    return batch
+
+
+def _enter_loader(_: int) -> None:
+    """Let a loading process outlive a request to stop, but never its worker."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    torch.set_num_threads(1)

@@ -1,0 +1,112 @@
+"""Validation on all workers, exact: every sample counts once, however unevenly the set is split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dist_train.core.step import Numerics
+from dist_train.exchange.collective import Collective, mean_in_place
+from dist_train.task import Task
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class Validator:
+    """This worker's part of the validation set, and how its sums meet those of the others."""
+
+    task: Task
+    loader: DataLoader[Any]
+    sizes: list[int]
+    numerics: Numerics
+    collective: Collective
+
+    def __call__(self, model: nn.Module, alive: Callable[[], None]) -> dict[str, float]:
+        """Return the mean loss and metrics over the whole set; ``alive`` is called at every batch.
+
+        Means are weighted by samples and summed in double precision.
+        """
+        sums: dict[str, Tensor] = {}
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for batch, size in zip(self.loader, self.sizes, strict=True):
+                alive()
+                self._add(model, self.numerics.place(batch), size, sums)
+        model.train(was_training)
+        return self._means(sums)
+
+    def _add(self, model: nn.Module, batch: Any, size: int, sums: dict[str, Tensor]) -> None:
+        with self.numerics.context():
+            loss, predictions = self.task.loss(model, batch)
+            measures = {"loss": loss, **self.task.metrics(predictions, batch)}
+        for name, value in measures.items():
+            total = value.detach().double().mean() * size
+            sums[name] = sums[name] + total if name in sums else total
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        names = sorted(sums)
+        samples = torch.tensor(float(sum(self.sizes)), dtype=torch.float64, device=self.numerics.device)
+        totals = self.collective.sum(torch.stack([*(sums[name] for name in names), samples])).tolist()
+        return {name: total / totals[-1] for name, total in zip(names, totals[:-1], strict=True)}
+
+
+@contextmanager
+def evaluation_buffers(model: nn.Module, collective: Collective) -> Iterator[None]:
+    """Give the model the mean of all workers' floating-point buffers, and its own back at the end.
+
+    Each worker keeps its own batch-norm statistics while training; what is validated and delivered has
+    their mean, the same on every worker.
+    """
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if collective.workers == 1 or not buffers:
+        yield
+        return
+    kept = [buffer.clone() for buffer in buffers]
+    mean_in_place(collective, buffers)
+    try:
+        yield
+    finally:
+        _copy(kept, buffers)
+
+
+@contextmanager
+def recomputed_statistics(
+    model: nn.Module, batches: Iterator[Any], number: int, task: Task, numerics: Numerics
+) -> Iterator[None]:
+    """Give batch-norm layers the plain mean of the statistics of ``number`` training batches.
+
+    Running averages lag behind when updates are large and few (Goyal et al. 2017, section 5.2, figure 4).
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, BATCH_NORMS)]
+    if number == 0 or not layers:
+        yield
+        return
+    buffers = [buffer for layer in layers for buffer in layer.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+        with torch.no_grad():
+            for _ in range(number):
+                with numerics.context():
+                    task.loss(model, numerics.place(next(batches)))
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        _copy(kept, buffers)
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -1,0 +1,108 @@
+"""The two halves of a training step: compute gradients, apply gradients.
+
+What lies between the halves is the coupling's matter; every mode is this same step, cut in another place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.core.timing import StepClock
+from dist_train.couplings import Coupling, Started
+from dist_train.task import Task
+
+SetPhase = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers are held: the worker's device, the type of the forward pass, the memory layout of images."""
+
+    device: torch.device
+    bf16: bool = False
+    channels_last: bool = False
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
+        if self.bf16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def place(self, batch: Any) -> Any:
+        """Move a batch (tensors nested in tuples, lists and dicts) to the device without waiting for it."""
+        if isinstance(batch, Tensor):
+            if self.channels_last and batch.ndim == 4:
+                return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            return batch.to(self.device, non_blocking=True)
+        if isinstance(batch, dict):
+            return {key: self.place(value) for key, value in batch.items()}
+        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+            return type(batch)(*(self.place(value) for value in batch))
+        if isinstance(batch, (tuple, list)):
+            return type(batch)(self.place(value) for value in batch)
+        return batch
+
+
+@dataclass(frozen=True)
+class GradientHalf:
+    """Compute gradients: forward and backward over this worker's batches of one update."""
+
+    task: Task
+    started: Started
+    coupling: Coupling
+    numerics: Numerics
+    clock: StepClock
+    phase: SetPhase
+
+    def __call__(self, batches: Iterator[Any], sizes: Sequence[int], count: int, loss_sum: Tensor) -> None:
+        """Leave the gradient of the mean loss over the update's ``count`` samples in the parameters.
+
+        ``sizes`` are the sizes of this worker's batches; empty when it has no share in the update and
+        joins the exchange with a gradient of zero. Adds the loss, summed over samples, to ``loss_sum``.
+        """
+        shares = sizes or [0]
+        for number, size in enumerate(shares, 1):
+            self.phase("data")
+            batch = self.numerics.place(self.clock.timed_next(batches))
+            # Only the last backward pass of an update exchanges gradients.
+            local = self.started.local() if number < len(shares) else nullcontext()
+            with local:
+                self._forward_backward(batch, size, count, loss_sum)
+
+    def _forward_backward(self, batch: Any, size: int, count: int, loss_sum: Tensor) -> None:
+        self.phase("forward")
+        self.clock.begin()
+        with self.numerics.context():
+            loss, predictions = self.task.loss(self.started.module, batch)
+            objective = self.coupling.objective(loss, predictions, batch, size / count)
+        self.clock.end("forward")
+        self.phase("backward")
+        objective.backward()
+        self.clock.end("backward")
+        if size:
+            loss_sum.add_(loss.detach(), alpha=size)
+
+
+class UpdateHalf:
+    """Apply gradients: clip them if asked to, and let the optimizer take its step."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], clip_norm: float | None
+    ) -> None:
+        self._optimizer = optimizer
+        self._parameters = parameters
+        self._clip_norm = clip_norm
+        # The norm before clipping, left on the device.
+        self.gradient_norm: Tensor | None = None
+
+    def __call__(self) -> None:
+        if self._clip_norm is not None:
+            self.gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)

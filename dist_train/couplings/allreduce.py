@@ -1,0 +1,73 @@
+"""Synchronous data parallelism: one all-reduce of the gradients in every step (Goyal et al. 2017, section 3).
+
+The gradient of a step is the mean over all samples of the update, whatever their split among the workers.
+DistributedDataParallel averages over workers, so each worker weights its loss by its share of the
+samples times the number of workers: equal shares give Goyal's 1/(kn), uneven ones stay exact (remark 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_train.config.schema import Parallel
+from dist_train.couplings import Started
+
+
+class AllReduce:
+    """One group of workers that hold equal parameters; the state is owned by all and written by rank 0."""
+
+    def __init__(self, parallel: Parallel, rank: int, workers: int) -> None:
+        self.writes = rank == 0
+        self._parallel = parallel
+        self._workers = workers
+
+    def start(self, model: nn.Module) -> Started:
+        if self._workers == 1:
+            return Started(model, nullcontext)
+        if self._parallel.sync_batch_norm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        device = next(model.parameters()).device
+        module = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            # Batch statistics stay with each worker (Goyal et al. 2017, section 4).
+            broadcast_buffers=False,
+            bucket_cap_mb=self._parallel.bucket_mb,
+            gradient_as_bucket_view=True,
+        )
+        self._compress(module)
+
+        def local() -> AbstractContextManager[None]:
+            return module.no_sync()
+
+        return Started(module, local)
+
+    def _compress(self, module: DistributedDataParallel) -> None:
+        if self._parallel.compression == "bf16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            module.register_comm_hook(None, bf16_compress_hook)
+        elif self._parallel.compression == "powersgd":
+            from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
+
+            state = powersgd.PowerSGDState(
+                None,
+                matrix_approximation_rank=self._parallel.powersgd_rank,
+                start_powerSGD_iter=self._parallel.powersgd_start,
+            )
+            module.register_comm_hook(state, powersgd.powerSGD_hook)
+
+    def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
+        del predictions, batch
+        return loss * (share * self._workers)
+
+    def update(self, apply: Callable[[], None]) -> None:
+        apply()
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        del metrics

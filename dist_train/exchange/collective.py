@@ -1,0 +1,69 @@
+"""Sums over the workers of a group: the protocol, torch's implementation, and the twin for one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Collective(Protocol):
+    """What the workers of one group compute together; every verb is called by all of them in one order."""
+
+    workers: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the element-wise sum over the workers, in the shape and type given."""
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the workers' vectors of length n as rows of a (workers, n) tensor on the CPU."""
+
+    def barrier(self) -> None:
+        """Return when all workers have come here."""
+
+
+class Alone:
+    """A group of one worker."""
+
+    workers = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values.unsqueeze(0).cpu()
+
+    def barrier(self) -> None:
+        return None
+
+
+class TorchCollective:
+    """The default process group of torch.distributed (Gloo on CPUs, NCCL on GPUs)."""
+
+    def __init__(self) -> None:
+        self.workers = dist.get_world_size()
+
+    def sum(self, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, values: Tensor) -> Tensor:
+        rows = values.new_empty(self.workers, values.numel())
+        dist.all_gather_into_tensor(rows, values)
+        return rows.cpu()
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def mean_in_place(collective: Collective, tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its mean over the workers, with one sum for each type of element."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = collective.sum(torch.cat([tensor.reshape(-1) for tensor in same])) / collective.workers
+        for tensor, piece in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(piece.view_as(tensor))

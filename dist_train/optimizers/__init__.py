@@ -1,0 +1,113 @@
+"""The optimizers: torch's own and LARS, over two groups of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.config import schema
+from dist_train.errors import TrainingError
+from dist_train.optimizers.lars import LARS
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def build(model: nn.Module, settings: schema.AnyOptimizer) -> torch.optim.Optimizer:
+    """Make the optimizer of all of the model's trainable parameters, each once.
+
+    The model must already be on its device and in its memory format. The groups are named "weights"
+    and "norm and bias"; the second holds every normalisation parameter, bias and vector, and is not
+    decayed unless the settings say so (Goyal et al. 2017, section 5.1). An empty group is left out.
+    Raises TrainingError if nothing is trainable.
+    """
+    groups = parameter_groups(model, settings)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if not parameters:
+        raise TrainingError("the model has no trainable parameters: check its requires_grad flags")
+    optimizer = _make(groups, settings, fuse=_can_fuse(parameters))
+    if isinstance(settings, schema.SGD) and settings.momentum > 0:
+        # The fused step cannot begin a buffer for a parameter that gets its first gradient late.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    optimizer.register_load_state_dict_post_hook(_restore_layout)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, settings: schema.AnyOptimizer) -> list[dict[str, Any]]:
+    """Return the groups as torch takes them, parameters in the order the model lists them."""
+    weights: dict[nn.Parameter, None] = {}
+    others: dict[nn.Parameter, None] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in weights or parameter in others:
+                continue
+            is_weight = parameter.ndim > 1 and "bias" not in name and not isinstance(module, NORMS)
+            (weights if is_weight else others)[parameter] = None
+    decay = settings.weight_decay
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": list(weights), "weight_decay": decay},
+        {
+            "name": "norm and bias",
+            "params": list(others),
+            "weight_decay": decay if settings.decay_norm_and_bias else 0.0,
+        },
+    ]
+    if isinstance(settings, schema.LARS):
+        groups[1]["adapt"] = False
+    return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float | None) -> None:
+    """Set the learning rate and, where given, the momentum (Adam's first beta) of the next update.
+
+    Adagrad has no momentum to set.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if momentum is None:
+            continue
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif "momentum" in group:
+            group["momentum"] = momentum
+
+
+def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: bool) -> torch.optim.Optimizer:
+    chosen = settings.model_dump(exclude={"name", "decay_norm_and_bias", "weight_decay"})
+    # None leaves the choice to torch: whole lists of tensors on a GPU, one by one on the CPU.
+    fused = True if fuse else None
+    match settings:
+        case schema.SGD():
+            return torch.optim.SGD(groups, **chosen, fused=fused)
+        case schema.Adagrad():
+            return torch.optim.Adagrad(groups, **chosen, fused=fused)
+        case schema.RMSProp():
+            return torch.optim.RMSprop(groups, **chosen)
+        case schema.Adam():
+            return torch.optim.Adam(groups, **chosen, fused=fused)
+        case schema.AdamW():
+            return torch.optim.AdamW(groups, **chosen, fused=fused)
+        case schema.LARS():
+            return LARS(groups, **chosen)
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    return all(
+        parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point() for parameter in parameters
+    )
+
+
+def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the memory layout of its parameter: the fused steps pair elements by address."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if _is_laid_out_otherwise(value, parameter):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _is_laid_out_otherwise(value: Any, parameter: Tensor) -> bool:
+    return (
+        isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride()
+    )

@@ -1,0 +1,116 @@
+"""What to do after a failure: whose fault it was, and whether and when to start again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# What a worker says when its peer has gone: the peer's failure is the cause, this is the echo.
+ECHOES = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "connection was likely closed",
+    "broken pipe",
+    "timed out waiting",
+    "socket has timed out",
+    "socket timeout",
+    "application timeout caused pair closure",
+    "failed to recv, got 0 bytes",
+    "remote process exited",
+    "communicator was aborted",
+    "ncclremoteerror",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one worker failed.
+
+    ``kind`` is what two failures are compared by (``RuntimeError``, ``SIGKILL``, ``hung``), ``error`` is
+    what a person reads, ``at`` is in seconds of the monotonic clock. ``killed``: it was ended from outside,
+    by a signal or because it hung, and not by an error of its own.
+    """
+
+    rank: int
+    step: int
+    phase: str
+    kind: str
+    error: str
+    at: float
+    killed: bool = False
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether this is what the failure of a peer looks like from here."""
+        return not self.killed and any(echo in self.error.lower() for echo in ECHOES)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of all workers from step ``started_from``, and the failure that ended it."""
+
+    started_from: int
+    failure: Failure
+
+    @property
+    def reached(self) -> int:
+        return max(self.started_from, self.failure.step)
+
+    @property
+    def place(self) -> str:
+        return "the start-up" if self.failure.phase == "starting" else f"step {self.reached}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``max_restarts`` counts restarts without progress in between."""
+
+    max_restarts: int
+    backoff_s: float
+    max_backoff_s: float
+
+
+@dataclass(frozen=True)
+class Restart:
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    reason: str
+
+
+def culprit(failures: Sequence[Failure]) -> Failure:
+    """Pick the first failure in time that is no mere echo of another; the first of all when each is one."""
+    return min(failures, key=lambda failure: (failure.is_echo, failure.at))
+
+
+def after_failure(attempts: Sequence[Attempt], limits: Limits) -> Restart | Stop:
+    """Decide after the last of ``attempts`` has failed. The delay doubles with each restart in vain."""
+    last = attempts[-1]
+    failure = last.failure
+    if limits.max_restarts == 0:
+        return Stop("not restarting: recovery.max_restarts is 0")
+    if len(attempts) == 1 and failure.phase == "starting" and not failure.killed:
+        return Stop(f"not restarting: the first start-up failed: {failure.error}")
+    if any(_same(earlier, last) for earlier in attempts[:-1]):
+        return Stop(f"not restarting: {last.place} failed twice: {failure.error}")
+    in_vain = _restarts_in_vain(attempts)
+    if in_vain >= limits.max_restarts:
+        return Stop(f"not restarting: {in_vain} restarts (recovery.max_restarts) without progress")
+    return Restart(min(limits.max_backoff_s, limits.backoff_s * 2.0 ** min(in_vain, 64)))
+
+
+def _same(one: Attempt, other: Attempt) -> bool:
+    first, second = one.failure, other.failure
+    return (one.place, first.rank, first.kind) == (other.place, second.rank, second.kind)
+
+
+def _restarts_in_vain(attempts: Sequence[Attempt]) -> int:
+    """Count the restarts since the last one that got further than every attempt before it."""
+    furthest, in_vain = attempts[0].reached, 0
+    for attempt in attempts[1:]:
+        in_vain = 0 if attempt.reached > furthest else in_vain + 1
+        furthest = max(furthest, attempt.reached)
+    return in_vain

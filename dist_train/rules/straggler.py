@@ -1,0 +1,56 @@
+"""Which worker, if any, the others wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Literal
+
+Phase = Literal["data", "forward", "backward", "update"]
+PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "update")
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Where one worker's time went, in seconds, over the same steps as the other workers'."""
+
+    data: float
+    forward: float
+    backward: float
+    communication: float
+    update: float
+
+    @property
+    def own(self) -> float:
+        """The worker's own work: without communication, which is mostly waiting for the others."""
+        return self.data + self.forward + self.backward + self.update
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """The worker that holds the others up, the phase it loses most in, and how many times slower it is."""
+
+    rank: int
+    phase: Phase
+    ratio: float
+
+
+def straggler(times: Sequence[StepTimes], ratio: float, least_s: float = 1e-3) -> Straggler | None:
+    """Return the slowest worker if its own work exceeds ``ratio`` times the median worker's, else None.
+
+    ``times`` holds one entry per rank. The excess must reach ``least_s`` seconds, so that tiny steps
+    raise no alarm. Of an even number of workers the median is the faster of the middle two: of two,
+    the other one.
+    """
+    typical = median_low(worker.own for worker in times) if times else 0.0
+    if typical <= 0:
+        return None
+    rank, slowest = max(enumerate(times), key=lambda entry: entry[1].own)
+    if slowest.own <= ratio * typical or slowest.own - typical < least_s:
+        return None
+
+    def excess(phase: Phase) -> float:
+        return float(getattr(slowest, phase) - median_low(getattr(worker, phase) for worker in times))
+
+    return Straggler(rank, max(PHASES, key=excess), slowest.own / typical)

@@ -1,0 +1,1 @@
+"""Where workers run: the launcher of local processes, their pulse, and the directory of a run."""

@@ -1,0 +1,107 @@
+"""From a place to a connected worker: device, store, process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dist_train.config.schema import Config, Parallel
+from dist_train.core.step import Numerics
+from dist_train.errors import ConfigError, TrainingError
+from dist_train.exchange.collective import Alone, Collective, TorchCollective
+from dist_train.exchange.handshake import Facts, handshake
+from dist_train.runtime.place import Place
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A worker's way to its peers: ``store`` at once, collectives only once the workers have agreed."""
+
+    place: Place
+    device: torch.device
+    store: dist.Store
+    timeout: timedelta
+
+    @contextmanager
+    def collective(self, facts: Facts) -> Iterator[Collective]:
+        """Compare ``facts`` with all workers, then open the group; close it at the end.
+
+        Raises Mismatch when the workers differ, TrainingError when some never came.
+        """
+        place = self.place
+        handshake(dist.PrefixStore("hello", self.store), place.rank, place.workers, facts, self.timeout.total_seconds())
+        if place.workers == 1:
+            yield Alone()
+            return
+        cuda = self.device.type == "cuda"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=dist.PrefixStore("group", self.store),
+            rank=place.rank,
+            world_size=place.workers,
+            timeout=self.timeout,
+            device_id=self.device if cuda else None,
+        )
+        try:
+            yield TorchCollective()
+        finally:
+            dist.destroy_process_group()
+
+
+def connect(place: Place, parallel: Parallel) -> Connection:
+    """Choose the device and reach the store; raises TrainingError when it cannot be reached."""
+    timeout = timedelta(seconds=parallel.timeout_s)
+    device = choose_device(place, parallel)
+    try:
+        return Connection(place, device, _open_store(place, timeout), timeout)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"{place.master_address}:{place.master_port}"
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"rank {place.rank} cannot reach the store at {where}: {reason}") from error
+
+
+def choose_device(place: Place, parallel: Parallel) -> torch.device:
+    """Return this worker's device: its own GPU where there are GPUs, else the CPU."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if parallel.device == "cpu" or (parallel.device == "auto" and not available):
+        return torch.device("cpu")
+    if place.local_rank >= available:
+        raise ConfigError(
+            f"parallel.workers: {place.local_workers} workers on {place.host} but {available} GPUs; start at "
+            "most one worker per GPU, or set parallel.device to cpu"
+        )
+    device = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def numerics_of(config: Config, device: torch.device) -> Numerics:
+    """Set torch's global switches as the configuration asks and return how numbers are held."""
+    deterministic = config.train.deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    return Numerics(device, config.train.precision == "bf16", config.train.channels_last)
+
+
+def _open_store(place: Place, timeout: timedelta) -> dist.Store:
+    if place.workers == 1:
+        return dist.HashStore()
+    serves = place.rank == 0 and not place.agent_store
+    store = dist.TCPStore(
+        place.master_address,
+        place.master_port,
+        is_master=serves,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=place.listen_fd if serves else None,
+    )
+    # torchrun's store outlives a restart of the workers: each attempt needs keys of its own.
+    return dist.PrefixStore(f"dist_train/{place.attempt}", store)
