@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dist_train.task import Rows as Rows
     from dist_train.task import Task as Task
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Rows": "dist_train.task",
     "Task": "dist_train.task",

@@ -45,6 +45,7 @@ class Plan:
 
     workers: int
     train_size: int
+    samples_per_epoch: int
     samples_per_update: int
     updates_per_epoch: int
     total_updates: int
@@ -60,12 +61,16 @@ class Plan:
         assert self.length.epochs is not None
         return position.epoch + position.offset / self.train_size >= self.length.epochs
 
+    def samples_in(self, span: Span) -> int:
+        """Convert a length of training to samples."""
+        return _Lengths(self.samples_per_epoch, self.samples_per_update, self.updates_per_epoch).samples(span)
+
     def updates_left(self, updates: int, samples: int, position: Position) -> int:
         """Return how many updates are still to come from here."""
         if self.length.steps is not None:
             return max(0, self.length.steps - updates)
         if self.length.samples is not None:
-            epochs = (self.length.samples - samples) / self.train_size
+            epochs = (self.length.samples - samples) / self.samples_per_epoch
         else:
             assert self.length.epochs is not None
             epochs = self.length.epochs - position.epoch - position.offset / self.train_size
@@ -77,7 +82,7 @@ def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[r
     batch = samples_per_update(config.parallel, config.train, workers)
     _refuse_impossible(config, workers, train_size, batch)
     per_epoch = updates_per_epoch(train_size, batch, config.train.last_batch)
-    lengths = _Lengths(train_size, batch, per_epoch)
+    lengths = _Lengths(_samples_per_epoch(config, train_size, batch), batch, per_epoch)
     total = lengths.samples(config.train.length)
     peak = scaled_learning_rate(
         config.schedule.scaling, config.optimizer.lr, batch, config.schedule.base_batch
@@ -85,6 +90,7 @@ def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[r
     return Plan(
         workers=workers,
         train_size=train_size,
+        samples_per_epoch=lengths.epoch,
         samples_per_update=batch,
         updates_per_epoch=per_epoch,
         total_updates=lengths.updates(config.train.length),
@@ -92,7 +98,7 @@ def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[r
             peak=peak,
             total=total,
             warmup=_warmup(config, lengths),
-            decay=_decay(config, lengths, total),
+            decay=_decay(config, lengths, total, peak),
             rewarms=tuple(rewarms),
         ),
         length=config.train.length,
@@ -101,9 +107,9 @@ def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[r
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Conversions between epochs, steps and samples."""
+    """Conversions between epochs, steps and samples; ``epoch`` is the samples that one trains on."""
 
-    train_size: int
+    epoch: int
     batch: int
     updates_per_epoch: int
 
@@ -111,15 +117,20 @@ class _Lengths:
         if span.samples is not None:
             return span.samples
         if span.epochs is not None:
-            return round(span.epochs * self.train_size)
+            return round(span.epochs * self.epoch)
         assert span.steps is not None
         epochs, rest = divmod(span.steps, self.updates_per_epoch)
-        return epochs * self.train_size + rest * self.batch
+        return epochs * self.epoch + rest * self.batch
 
     def updates(self, span: Span) -> int:
         if span.steps is not None:
             return span.steps
-        return math.ceil(self.samples(span) / self.train_size * self.updates_per_epoch - 1e-9)
+        return math.ceil(self.samples(span) / self.epoch * self.updates_per_epoch - 1e-9)
+
+
+def _samples_per_epoch(config: Config, train_size: int, batch: int) -> int:
+    """Return the samples that one epoch trains on: without the last ones where those are dropped."""
+    return train_size - train_size % batch if config.train.last_batch == "drop" else train_size
 
 
 def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int) -> None:
@@ -145,21 +156,26 @@ def _warmup(config: Config, lengths: _Lengths) -> rules.Warmup | None:
     return rules.Warmup(lengths.samples(warmup), start, gradual=warmup.kind == "gradual")
 
 
-def _decay(config: Config, lengths: _Lengths, total: int) -> rules.Decay:
+def _decay(config: Config, lengths: _Lengths, total: int, peak: float) -> rules.Decay:
     decay = config.schedule.decay
+    if isinstance(decay, CosineDecay | CosineRestarts) and decay.min_lr > peak:
+        raise ConfigError(
+            f"schedule.decay.min_lr: {decay.min_lr:g} is above the learning rate after scaling, {peak:.6g}; "
+            "lower it"
+        )
     match decay:
         case ConstantDecay():
             return rules.Constant()
         case StepDecay():
-            return rules.Step(tuple(m * lengths.train_size for m in decay.milestones), decay.gamma)
+            return rules.Step(tuple(m * lengths.epoch for m in decay.milestones), decay.gamma)
         case CosineDecay():
             return rules.Cosine(decay.min_lr)
         case CosineRestarts(cycles=int(cycles)):
             warmup = _warmup(config, lengths)
-            span = total - (warmup.samples if warmup else 0)
-            return rules.Restarts(max(1.0, span / cycles), 1.0, decay.min_lr)
+            warmup_samples = warmup.samples if warmup is not None and warmup.start_lr < peak else 0
+            return rules.Restarts(max(1.0, (total - warmup_samples) / cycles), 1.0, decay.min_lr)
         case CosineRestarts(first_epochs=float(epochs)):
-            return rules.Restarts(epochs * lengths.train_size, decay.factor, decay.min_lr)
+            return rules.Restarts(epochs * lengths.epoch, decay.factor, decay.min_lr)
         case OneCycle():
             return rules.OneCycle(decay.triangle, decay.start_factor, decay.final_factor, decay.momentum)
     raise AssertionError(f"unreachable: {decay}")

@@ -14,7 +14,7 @@ ROOT: KeyPath = ()
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
 MAX_DIGITS = 1000
-TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; check for a missing closing bracket"
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; check the brackets, and for an alias that contains itself"
 TOO_MANY = f"more than {MAX_VALUES} values; check for aliases (*name) that multiply each other"
 TOO_LONG = f"a whole number of more than {MAX_DIGITS} digits; write a smaller one"
 
@@ -35,7 +35,7 @@ def dotted(path: KeyPath) -> str:
     """Write a key path as the user would: ``schedule.decay.milestones[1]``."""
     text = ""
     for part in path:
-        if isinstance(part, int) and not isinstance(part, bool):
+        if text and type(part) is int:
             text += f"[{part}]"
         else:
             text += f".{show_key(part)}" if text else show_key(part)

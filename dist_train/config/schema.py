@@ -285,7 +285,7 @@ class Validation(Section):
 
 
 class Checkpoint(Section):
-    every_steps: PositiveInt | None = None
+    every_steps: PositiveInt = 200
     keep_last: Annotated[int, Field(ge=2, strict=True)] = 3
     # Further checkpoints at every multiple of this many steps are kept for ever.
     keep_every_steps: PositiveInt | None = None

@@ -32,6 +32,8 @@ TAG = "tag:yaml.org,2002:"
 MERGE = TAG + "merge"
 # Stands for a value that was refused while reading; it is never part of a finished configuration.
 REFUSED = object()
+# The tree of a text without any value in it.
+NOTHING = object()
 
 # The plain scalars that are not text: tag, pattern, possible first characters.
 RESOLVERS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
@@ -81,42 +83,45 @@ SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def parse(text: str, source: str, *, numbered: bool = True) -> Document:
-    """Read YAML text; ``source`` names it in messages, with line and column where ``numbered``.
+def parse(text: str, source: str, *, path: KeyPath = ROOT, numbered: bool = True) -> Document:
+    """Read YAML text, whose value stands at ``path`` of the configuration.
 
+    ``source`` names the text in messages, with line and column where ``numbered``.
     Duplicate keys and refused tags are noted in the document's problems. What is not YAML at all raises
     ConfigError.
     """
     builder = _Builder(source, numbered)
-    try:
-        loader = Loader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
-        if node is not None:
-            builder.document.tree = builder.build(node, ROOT)
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(_syntax_problem(error, source, numbered)) from None
-    except yaml.reader.ReaderError as error:
-        place = _place_of_index(text, error.position, source, numbered)
-        character = f"{error.character!a}" if isinstance(error.character, str) else f"{error.character:#x}"
-        raise ConfigError(f"{place}: the character {character} is not allowed; remove it") from None
-    except RecursionError:
-        raise ConfigError(f"{Place(source)}: {TOO_DEEP}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{Place(source)}: not valid YAML: {error}") from None
+    node = _nodes(text, source, numbered)
+    if node is not None:
+        builder.document.tree = builder.build(node, path)
     return builder.document
 
 
-def _place_of_index(text: str, index: int, source: str, numbered: bool) -> Place:
-    if not numbered:
-        return Place(source)
-    return Place(source, text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index))
+def _nodes(text: str, source: str, numbered: bool) -> yaml.Node | None:
+    """The text's node tree, None if there is nothing in it; any fault of PyYAML as a ConfigError."""
+    try:
+        loader = Loader(text)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = (
+            Place(source, before.count("\n") + 1, len(before) - before.rfind("\n")) if numbered else source
+        )
+        raise ConfigError(f"{place}: the character {error.character:#x} is not allowed; remove it") from None
+    try:
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_syntax_problem(error, source, numbered)) from None
+    except (RecursionError, ValueError, OverflowError) as error:
+        mark = loader.get_mark()
+        place = Place(source, mark.line + 1, mark.column + 1) if numbered else source
+        fault = f"not valid YAML: {error}; check the \\ escapes in double quotes"
+        raise ConfigError(f"{place}: {TOO_DEEP if isinstance(error, RecursionError) else fault}") from None
+    finally:
+        loader.dispose()
 
 
 HINTS = (
-    (r"'\\t'", "indent with spaces, not tabs"),
+    (r"'\t'", "indent with spaces, not tabs"),
     ("mapping values are not allowed", "put text that holds ': ' in quotes, or check the indentation"),
     ("undefined alias", "define it above with &name, or put text that starts with * in quotes"),
     ("another document", "keep one document: remove the '---'"),
@@ -131,7 +136,9 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: str, numbered: bool) ->
     mark = error.problem_mark or error.context_mark
     place = Place(source, mark.line + 1, mark.column + 1) if mark and numbered else Place(source)
     words = " ".join(part for part in (error.context, error.problem) if part)
-    advice = next((advice for sign, advice in HINTS if sign in words), "check the indentation, quotes and brackets")
+    advice = next(
+        (advice for sign, advice in HINTS if sign in words), "check the indentation, quotes and brackets"
+    )
     return f"{place}: not valid YAML: {' '.join(words.split())}; {advice}"
 
 
@@ -143,7 +150,7 @@ class _Builder:
         self._numbered = numbered
         self._values = 0
         start = Place(source, 1, 1) if numbered else Place(source)
-        self.document = Document(None, Origins(start))
+        self.document = Document(NOTHING, Origins(start))
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self._count(node, path)
@@ -194,20 +201,21 @@ class _Builder:
                 continue
             sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for source in reversed(sources):
-                self._count(source, path)
+                below = (*path, "<<")
+                self._count(source, below)
                 if isinstance(source, yaml.MappingNode):
-                    yield from self._merged(source, path)
-                    yield from self._own_keys(source, path)
+                    yield from self._merged(source, below)
+                    yield from self._own_keys(source, below)
                 else:
                     text = "must be followed by the alias of a section, as in '<<: *name'"
-                    self.document.problems.add(self._place(source), (*path, "<<"), text)
+                    self._refuse(source, below, text)
 
     def _key(self, node: yaml.Node, path: KeyPath) -> Any:
         self._count(node, path)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         text = "a key must be a word, found a list or a section; check the brackets"
-        self.document.problems.add(self._place(node), path, text)
+        self._refuse(node, path, text)
         return REFUSED
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:

@@ -51,35 +51,14 @@ class Part:
     """One contribution to a checkpoint: tensors, values that JSON can hold, and the names of the tensors
     that must be finite for the checkpoint to be worth keeping."""
 
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     finite: frozenset[str] = frozenset()
 
 
 def rank_part(rank: int) -> str:
     """Return the name of a worker's own part."""
     return f"rank_{rank:05d}"
-
-
-def join(parts: Mapping[str, Part]) -> Part:
-    """Make one part of several, each under its name: tensor ``weight`` of ``model`` is ``model.weight``."""
-    return Part(
-        tensors={
-            f"{name}.{key}": value for name, part in parts.items() for key, value in part.tensors.items()
-        },
-        values={name: dict(part.values) for name, part in parts.items()},
-        finite=frozenset(f"{name}.{key}" for name, part in parts.items() for key in part.finite),
-    )
-
-
-def split(part: Part, name: str) -> Part:
-    """Return the part that ``join`` was given under ``name``; KeyError when there is none."""
-    prefix = f"{name}."
-    return Part(
-        tensors={key.removeprefix(prefix): t for key, t in part.tensors.items() if key.startswith(prefix)},
-        values=part.values[name],
-        finite=frozenset(key.removeprefix(prefix) for key in part.finite if key.startswith(prefix)),
-    )
 
 
 @dataclass(frozen=True)
@@ -202,7 +181,7 @@ def newest(directory: Path) -> tuple[Found | None, list[Rejected]]:
 
     The pointer ``latest`` is for people and scripts; what counts is what verifies.
     """
-    rejected = []
+    rejected: list[Rejected] = []
     candidates = [(step, 1, folder_name(step)) for step in steps_in(directory)]
     candidates += [(step, 0, ASIDE + folder_name(step)) for step in steps_in(directory, ASIDE)]
     for _, _, name in sorted(candidates, reverse=True):

@@ -148,11 +148,10 @@ class Committer:
             manifest = self._elect(draft, self._ballot.collect(draft.turn))
             self._publish(draft, manifest)
         except Exception as error:
-            self._abandon(draft)
-            failpoint("abandoned")
-            outcome = Outcome(draft.step, reason=describe(error))
+            outcome = Outcome(draft.step, reason=self._abandon(draft, describe(error)))
             self._ballot.announce(draft.turn, {"committed": False, "reason": outcome.reason})
             return outcome
+        failpoint("renamed")
         self._sound[draft.step] = True
         outcome = Outcome(draft.step, self._target(draft), size=manifest.size)
         return self._follow_up(draft, outcome)
@@ -183,7 +182,7 @@ class Committer:
         files: dict[str, FileRecord] = {}
         for name, part in draft.parts.items():
             files[f"{name}.safetensors"] = write_tensors(folder / f"{name}.safetensors", part.tensors)
-            text = json.dumps(dict(part.values), indent=1).encode()
+            text = json.dumps(part.values, indent=1).encode()
             files[f"{name}.json"] = write_durably(folder / f"{name}.json", [text])
         sync_folder(folder)
         return {name: (record.size, record.sha256) for name, record in files.items()}
@@ -214,14 +213,19 @@ class Committer:
             _discard(target) if aside.exists() else os.rename(target, aside)
             failpoint("predecessor aside")
         os.rename(folder, target)
-        failpoint("renamed")
 
-    def _abandon(self, draft: Draft) -> None:
+    def _abandon(self, draft: Draft, reason: str) -> str:
+        """Put everything back as it was; return the reason, and what went wrong meanwhile."""
         target = self._target(draft)
         aside = target.with_name(ASIDE + target.name)
-        if aside.exists() and not target.exists():
-            os.rename(aside, target)
-        _remove(self._draft_folder(draft))
+        try:
+            if aside.exists() and not target.exists():
+                os.rename(aside, target)
+            _remove(self._draft_folder(draft))
+        except OSError as error:
+            return f"{reason}; {describe(error)}"
+        failpoint("abandoned")
+        return reason
 
     def _follow_up(self, draft: Draft, outcome: Outcome) -> Outcome:
         """Do what follows the commit; a failure is noted and keeps nothing from being done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ class Measurement:
     samples: int
     seconds: float
     times: list[StepTimes]  # one for each worker
+    memory_mb: float  # the peak of any worker
     gradient_norm: float | None
 
 
@@ -61,7 +63,7 @@ class Learner:
         self.config = config
         self.task = task
         self.state = state
-        self._coupling = coupling
+        self.coupling = coupling
         self._at = at
         self._share = Share(at.rank, at.workers, config.train.accumulate)
         self._window_steps = 0
@@ -82,10 +84,10 @@ class Learner:
         config, at, model = self.config, self._at, self.state.model
         self._order = Order(config.seed, plan.train_size, plan.samples_per_update, config.train.last_batch)
         self._clock = StepClock(model, at.numerics.device)
-        started = self._coupling.start(model)
+        started = self.coupling.start(model)
         model.train()
         self._gradients = GradientHalf(
-            self.task, started, self._coupling, at.numerics, self._clock, self._phase
+            self.task, started, self.coupling, at.numerics, self._clock, self._phase
         )
         self._update = UpdateHalf(self.state.optimizer, list(model.parameters()), config.train.clip_norm)
         self._loss_sum = torch.zeros((), device=at.numerics.device)
@@ -111,7 +113,7 @@ class Learner:
         set_rate(optimizer, self.rate, momentum(self.plan.schedule, counted.samples))
         self._gradients(self._batches, sizes, taken.count, self._loss_sum)
         self._phase("update")
-        self._coupling.update(self._update)
+        self.coupling.update(self._update)
         self._clock.end("update")
         counted.updates += 1
         counted.samples += taken.count
@@ -125,7 +127,7 @@ class Learner:
         Raises TrainingError, on all workers alike, when the loss is no longer a finite number.
         """
         times = self._clock.drain(self._window_steps)
-        own = [getattr(times, phase) for phase in PHASES]
+        own = [getattr(times, phase) for phase in PHASES] + [peak_memory_mb(self._at.numerics.device)]
         figures = torch.tensor(own, dtype=torch.float64, device=self._loss_sum.device)
         rows = self._at.collective.gather(torch.cat([self._loss_sum.double().reshape(1), figures])).tolist()
         seconds = time.perf_counter() - self._window_start
@@ -134,7 +136,8 @@ class Learner:
             loss=sum(row[0] for row in rows) / max(1, self._window_samples),
             samples=self._window_samples,
             seconds=seconds,
-            times=[StepTimes(**dict(zip(PHASES, row[1:], strict=True))) for row in rows],
+            times=[StepTimes(**dict(zip(PHASES, row[1:-1], strict=True))) for row in rows],
+            memory_mb=max(row[-1] for row in rows),
             gradient_norm=None if norm is None else float(norm),
         )
         self._loss_sum.zero_()
@@ -142,8 +145,8 @@ class Learner:
         self._window_start = time.perf_counter()
         if not math.isfinite(measurement.loss):
             raise TrainingError(
-                f"the loss is {measurement.loss} by step {self.state.counted.updates}; lower optimizer.lr, lengthen "
-                "schedule.warmup or set train.clip_norm. The last checkpoint is kept"
+                f"the loss is {measurement.loss} by step {self.state.counted.updates}; lower optimizer.lr, "
+                "lengthen schedule.warmup or set train.clip_norm. The last checkpoint is kept"
             )
         return measurement
 
@@ -153,7 +156,7 @@ class Learner:
         with self.delivered_model():
             self._phase("validating")
             metrics = self._validator(self.state.model, lambda: self._phase("validating"))
-        self._coupling.observe(metrics)
+        self.coupling.observe(metrics)
         self._window_start += time.perf_counter() - start
         return metrics
 
@@ -190,3 +193,10 @@ class Learner:
             pin=at.numerics.device.type == "cuda",
         )
         return Validator(self.task, loader, sizes, at.numerics, at.collective)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the most memory this worker has held so far: of its GPU, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

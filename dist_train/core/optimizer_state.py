@@ -41,7 +41,9 @@ def restore_optimizer(optimizer: Optimizer, part: Part) -> None:
     for index, entries in saved["state"].items():
         state = optimizer.state[parameters[index]]
         for key, value in entries.items():
-            state[key] = _as_saved(value, state[key], parameters[index])
+            loaded = state[key]
+            device = loaded.device if isinstance(loaded, Tensor) else parameters[index].device
+            state[key] = _as_saved(value, parameters[index], device)
 
 
 def _shapes(optimizer: Optimizer) -> list[list[list[int]]]:
@@ -68,17 +70,21 @@ def _require_same(optimizer: Optimizer, part: Part) -> None:
                 )
 
 
-def _as_saved(saved: Any, loaded: Any, parameter: Tensor) -> Any:
-    """Undo what torch's ``load_state_dict`` changes: it casts to the parameter's type, loses its memory
-    format, and does not know strings."""
-    if not isinstance(saved, Tensor):
-        return loaded if isinstance(saved, (list, tuple, dict)) else saved
-    same_layout = saved.shape != parameter.shape or loaded.stride() == parameter.stride()
-    if loaded.dtype == saved.dtype and same_layout:
-        return loaded
-    if saved.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
-    return saved.to(loaded.device)
+def _as_saved(saved: Any, parameter: Tensor, device: torch.device) -> Any:
+    """Return a copy of saved state on ``device``, laid out in memory like its parameter.
+
+    torch's ``load_state_dict`` casts to the parameter's type, shares memory with what it was given, keeps
+    the layout of the file, and does not know strings.
+    """
+    if isinstance(saved, Tensor):
+        if saved.shape != parameter.shape:
+            return saved.to(device, copy=True)
+        return torch.empty_like(parameter, dtype=saved.dtype, device=device, requires_grad=False).copy_(saved)
+    if isinstance(saved, (list, tuple)):
+        return type(saved)(_as_saved(item, parameter, device) for item in saved)
+    if isinstance(saved, dict):
+        return {key: _as_saved(item, parameter, device) for key, item in saved.items()}
+    return saved
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError as StillRunning
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
@@ -55,7 +55,7 @@ class Saver:
             return None
         try:
             return self._running.result(timeout_s)
-        except StillRunning:
+        except TimeoutError:
             return None
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Saver:
 
     def _own(self, name: str, part: Part) -> Part:
         self._buffers[name] = snapshot(part.tensors, into=self._buffers.get(name))
-        return Part(self._buffers[name], copy.deepcopy(dict(part.values)), part.finite)
+        return Part(self._buffers[name], copy.deepcopy(part.values), part.finite)
 
     def _commit(self, draft: Draft, stall_s: float) -> Outcome:
         began = time.perf_counter()

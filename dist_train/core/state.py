@@ -7,13 +7,14 @@ three; adopting another replica's weights would take the learnt part alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_train.core.checkpoint import Part, flatten_optimizer, restore_optimizer
+from dist_train.core.checkpoint import Part
+from dist_train.core.optimizer_state import flatten_optimizer, restore_optimizer
 from dist_train.core.seeds import generator_states, restore_generators
 from dist_train.errors import TrainingError
 from dist_train.rules.sampling import Position
@@ -24,14 +25,14 @@ from dist_train.rules.schedule import Rewarm
 class Counted:
     updates: int = 0
     samples: int = 0
-    position: Position = Position(0, 0)
+    position: Position = field(default_factory=lambda: Position(0, 0))
 
 
 @dataclass
 class Chosen:
-    """``peak`` and ``batch`` are None until the first plan is made."""
+    """``rate`` is the learning rate of the next update, ``batch`` the samples of one."""
 
-    peak: float | None = None
+    rate: float | None = None
     batch: int | None = None
     rewarms: tuple[Rewarm, ...] = ()
 
@@ -50,39 +51,60 @@ class State:
 
     def shared_part(self) -> Part:
         """Return what all workers hold alike: learnt, chosen and counted. The tensors are the live ones."""
-        optimizer = flatten_optimizer(self.optimizer)
-        tensors = {f"model.{name}": tensor for name, tensor in self.tensors().items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.tensors.items()}
-        values = {
-            "optimizer": optimizer.values,
-            "chosen": asdict(self.chosen),
-            "counted": asdict(self.counted),
-        }
-        return Part(tensors, values)
+        model = self.tensors()
+        return join(
+            {
+                "model": Part(model, finite=frozenset(model)),
+                "optimizer": flatten_optimizer(self.optimizer),
+                "chosen": Part(values=asdict(self.chosen)),
+                "counted": Part(values=asdict(self.counted)),
+            }
+        )
 
     def own_part(self) -> Part:
         """Return what this worker alone holds: its generators and its buffers (batch-norm statistics)."""
         tensors, values = generator_states(self.device)
-        tensors = {f"generator.{name}": tensor for name, tensor in tensors.items()}
-        tensors |= {f"buffer.{name}": buffer for name, buffer in self.model.named_buffers()}
-        return Part(tensors, {"generators": values})
+        buffers = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
+        return join({"generators": Part(tensors, values), "buffers": Part(buffers)})
 
     def restore_shared(self, part: Part) -> None:
         """Take all three parts; raises TrainingError where the checkpoint is of another model."""
-        load_tensors(self.tensors(), with_prefix(part.tensors, "model."))
-        optimizer = Part(with_prefix(part.tensors, "optimizer."), part.values["optimizer"])
-        restore_optimizer(self.optimizer, optimizer)
-        counted, chosen = part.values["counted"], part.values["chosen"]
-        position = Position(**counted["position"])
-        self.counted = Counted(counted["updates"], counted["samples"], position)
+        load_tensors(self.tensors(), part_of(part, "model").tensors)
+        # Settings such as weight decay are the configuration's, not the checkpoint's.
+        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        restore_optimizer(self.optimizer, part_of(part, "optimizer"))
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        counted, chosen = part_of(part, "counted").values, part_of(part, "chosen").values
+        self.counted = Counted(counted["updates"], counted["samples"], Position(**counted["position"]))
         rewarms = tuple(Rewarm(**rewarm) for rewarm in chosen["rewarms"])
-        self.chosen = Chosen(chosen["peak"], chosen["batch"], rewarms)
+        self.chosen = Chosen(chosen["rate"], chosen["batch"], rewarms)
 
-    def restore_own(self, part: Part) -> None:
-        """Take this worker's generators and buffers."""
-        load_tensors(dict(self.model.named_buffers()), with_prefix(part.tensors, "buffer."))
-        generators = with_prefix(part.tensors, "generator.")
-        restore_generators(generators, part.values["generators"], self.device)
+    def restore_own(self, part: Part, generators: bool) -> None:
+        """Take a worker's buffers and, if ``generators``, its random states."""
+        load_tensors(dict(self.model.named_buffers()), part_of(part, "buffers").tensors)
+        if generators:
+            states = part_of(part, "generators")
+            restore_generators(states.tensors, states.values, self.device)
+
+
+def join(parts: Mapping[str, Part]) -> Part:
+    """Make one part of several, each under its name: tensor ``weight`` of ``model`` is ``model.weight``."""
+    return Part(
+        tensors={
+            f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.tensors.items()
+        },
+        values={name: dict(part.values) for name, part in parts.items()},
+        finite=frozenset(f"{name}.{key}" for name, part in parts.items() for key in part.finite),
+    )
+
+
+def part_of(joined: Part, name: str) -> Part:
+    """Return the part that ``join`` was given under ``name``; KeyError when there is none."""
+    tensors = {key: tensor for key, tensor in joined.tensors.items() if key.startswith(f"{name}.")}
+    return Part(
+        {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items()}, joined.values[name]
+    )
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +116,7 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(by_identity.values())
 
 
-def load_tensors(targets: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def load_tensors(targets: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Copy ``saved`` into ``targets`` in place; every name and shape must match."""
     missing, surplus = sorted(targets.keys() - saved.keys()), sorted(saved.keys() - targets.keys())
     if missing or surplus:
@@ -111,11 +133,6 @@ def load_tensors(targets: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(saved[name])
-
-
-def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def describe(values: dict[str, Tensor]) -> dict[str, str]:

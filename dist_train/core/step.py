@@ -22,7 +22,7 @@ SetPhase = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Numerics:
-    """How numbers are held: the worker's device, the type of the forward pass, the memory layout of images."""
+    """How numbers are held: the device, the type in the forward pass, the memory layout of images."""
 
     device: torch.device
     bf16: bool = False
@@ -83,7 +83,7 @@ class GradientHalf:
             objective = self.coupling.objective(loss, predictions, batch, size / count)
         self.clock.end("forward")
         self.phase("backward")
-        objective.backward()
+        torch.autograd.backward(objective)
         self.clock.end("backward")
         if size:
             loss_sum.add_(loss.detach(), alpha=size)

@@ -129,7 +129,7 @@ def _pieces(tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> Iterat
     yield len(text).to_bytes(8, "little") + text
     for tensor in tensors.values():
         if tensor.numel():
-            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -138,7 +138,8 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     Raises SafetensorError when the file is not whole, OSError when it cannot be read.
     """
     with safe_open(path, framework="pt", device=str(device)) as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # On the CPU what is got is the mapped file itself, which others may truncate or remove.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         aliases: dict[str, str] = json.loads((file.metadata() or {}).get("aliases", "{}"))
     return tensors | {name: tensors[original] for name, original in aliases.items()}
 

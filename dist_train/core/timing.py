@@ -33,12 +33,12 @@ class HostMark:
 
 class CudaMark:
     def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
+        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.event.record()
 
     def seconds_until(self, later: Mark) -> float:
         assert isinstance(later, CudaMark)  # one clock makes one kind of mark
-        return self.event.elapsed_time(later.event) / 1000
+        return float(self.event.elapsed_time(later.event)) / 1000
 
 
 class StepClock:
@@ -55,7 +55,7 @@ class StepClock:
         self._last_gradient: Mark | None = None
         first = next((p for p in model.parameters() if p.requires_grad), None)
         if first is not None:
-            first.register_post_accumulate_grad_hook(self._gradient_ready)
+            first.register_post_accumulate_grad_hook(self._gradient_ready)  # type: ignore[no-untyped-call]
 
     def _gradient_ready(self, _: torch.Tensor) -> None:
         self._last_gradient = self._new_mark()

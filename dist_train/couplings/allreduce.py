@@ -7,6 +7,7 @@ samples times the number of workers: equal shares give Goyal's 1/(kn), uneven on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,16 +31,19 @@ class AllReduce:
         if self._workers == 1:
             return Started(model, nullcontext)
         if self._parallel.sync_batch_norm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         device = next(model.parameters()).device
-        module = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            # Batch statistics stay with each worker (Goyal et al. 2017, section 4).
-            broadcast_buffers=False,
-            bucket_cap_mb=self._parallel.bucket_mb,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            # Its successor would still overwrite every worker's buffers with rank 0's at the start.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            module = DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                # Batch statistics stay with each worker (Goyal et al. 2017, section 4).
+                broadcast_buffers=False,
+                bucket_cap_mb=self._parallel.bucket_mb,
+                gradient_as_bucket_view=True,
+            )
         self._compress(module)
 
         def local() -> AbstractContextManager[None]:

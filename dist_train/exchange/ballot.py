@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError, DistStoreError
 
 from dist_train.errors import TrainingError
 
@@ -29,7 +30,7 @@ class StoreBallot:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         prefix: str,
         rank: int,
         workers: int,
@@ -37,7 +38,7 @@ class StoreBallot:
         outcome_limit_s: float = 1800.0,
     ) -> None:
         # A connection of its own: a wait on a shared one would keep other threads from the store.
-        self._store = dist.PrefixStore(prefix, store.clone())
+        self._store = PrefixStore(prefix, store.clone())  # type: ignore[attr-defined]  # torch's stubs lack it
         self._rank = rank
         self._workers = workers
         self._vote_limit_s = vote_limit_s
@@ -71,7 +72,7 @@ class StoreBallot:
     def _set(self, key: str, value: Mapping[str, Any]) -> None:
         try:
             self._store.set(key, json.dumps(value))
-        except dist.DistError as error:
+        except DistError as error:
             raise BallotError(f"the store does not answer: {error}") from None
 
     def _get(self, key: str) -> Mapping[str, Any]:
@@ -83,9 +84,9 @@ class StoreBallot:
         try:
             self._store.wait(keys, timedelta(seconds=limit_s))
             return []
-        except dist.DistStoreError:
+        except DistStoreError:
             return [index for index, key in enumerate(keys) if not self._store.check([key])]
-        except dist.DistError as error:
+        except DistError as error:
             raise BallotError(f"the store does not answer: {error}") from None
 
 

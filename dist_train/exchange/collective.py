@@ -52,9 +52,9 @@ class TorchCollective:
         return total
 
     def gather(self, values: Tensor) -> Tensor:
-        rows = values.new_empty(self.workers, values.numel())
-        dist.all_gather_into_tensor(rows, values)
-        return rows.cpu()
+        rows = [torch.empty_like(values) for _ in range(self.workers)]
+        dist.all_gather(rows, values)
+        return torch.stack(rows).cpu()
 
     def barrier(self) -> None:
         dist.barrier()
@@ -65,5 +65,5 @@ def mean_in_place(collective: Collective, tensors: Sequence[Tensor]) -> None:
     for dtype in {tensor.dtype for tensor in tensors}:
         same = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = collective.sum(torch.cat([tensor.reshape(-1) for tensor in same])) / collective.workers
-        for tensor, piece in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+        for tensor, piece in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
             tensor.copy_(piece.view_as(tensor))

@@ -6,6 +6,7 @@ therefore compare what they are about to train through the store, and refuse a d
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import time
@@ -19,7 +20,7 @@ Facts = Mapping[str, Mapping[str, str]]
 
 
 class HandshakeStore(Protocol):
-    def set(self, key: str, value: str | bytes, /) -> None: ...
+    def set(self, key: str, value: str, /) -> None: ...
 
     def get(self, key: str, /) -> bytes: ...
 
@@ -32,21 +33,17 @@ def handshake(store: HandshakeStore, rank: int, workers: int, facts: Facts, time
     Raises Mismatch naming the ranks and the first differences, TrainingError naming absent ranks.
     """
     text = json.dumps(facts, sort_keys=True).encode()
-    _post(store, f"handshake/digest/{rank}", hashlib.sha256(text).hexdigest().encode())
+    store.set(f"handshake/digest/{rank}", hashlib.sha256(text).hexdigest())
     digests = _collect(store, "handshake/digest", range(workers), timeout_s)
     strangers = [peer for peer in range(workers) if digests[peer] != digests[0]]
     if not strangers:
         return
-    _post(store, f"handshake/facts/{rank}", zlib.compress(text))
+    store.set(f"handshake/facts/{rank}", base64.b85encode(zlib.compress(text)).decode())
     pair = _collect(store, "handshake/facts", (0, strangers[0]), timeout_s)
-    ours, theirs = (json.loads(zlib.decompress(facts)) for facts in pair.values())
+    ours, theirs = (json.loads(zlib.decompress(base64.b85decode(posted))) for posted in pair.values())
     found = "; ".join(_differences(ours, theirs))
     who = f"rank {strangers[0]} differs" if len(strangers) == 1 else f"ranks {strangers} differ"
     raise Mismatch(f"{who} from rank 0: {found}; start every rank with the same configuration and code")
-
-
-def _post(store: HandshakeStore, key: str, value: bytes) -> None:
-    store.set(key, value)
 
 
 def _collect(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dist_train.config.shape import nearest
 from dist_train.errors import ConfigError
 
 
@@ -27,9 +27,8 @@ def is_import_path(name: str) -> bool:
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Say which of the ``valid`` names was probably meant, or what there is to choose from."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    if meant := nearest(name, names):
+        return f"did you mean {meant}?"
     return f"choose one of {', '.join(names)}" if names else "there is none to choose"
 
 
@@ -64,7 +63,7 @@ def argument_problems(target: Callable[..., Any], given: Mapping[str, object]) -
     unknown = [] if takes_any else [name for name in given if name not in by_name]
     missing = [n for n, p in by_name.items() if p.default is p.empty and n not in given]
     return [(name, f"unknown option; {suggest(name, by_name)}") for name in unknown] + [
-        (name, "this option is required") for name in missing
+        (name, "missing; this option is required") for name in missing
     ]
 
 

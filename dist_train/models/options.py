@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from dist_train.config import shape
+from dist_train.config.checking import show
 from dist_train.config.schema import Fraction, PositiveInt, Section
 from dist_train.models.imports import suggest
 
@@ -61,16 +64,17 @@ def option_problems(options: type[Section], given: Mapping[str, Any], key: str) 
     try:
         options.model_validate(dict(given))
     except ValidationError as error:
-        return [_line(dict(problem), options, key) for problem in error.errors(include_url=False)]
+        found = (_line(detail, options, given, key) for detail in error.errors(include_url=False))
+        return list(dict.fromkeys(found))
     return []
 
 
-def _line(problem: Mapping[str, Any], options: type[Section], key: str) -> str:
-    where = ".".join([key, *map(str, problem["loc"])])
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown option; {suggest(str(problem['loc'][-1]), options.model_fields)}"
-    if problem["type"] == "missing":
-        return f"{where}: this option is required"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    found = f", found {problem['input']!r}" if problem["loc"] else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{found}"
+def _line(detail: ErrorDetails, options: type[Section], given: Mapping[str, Any], key: str) -> str:
+    if not detail["loc"]:  # a check across several options
+        return f"{key}: {detail['ctx']['error']}"
+    name, known = str(detail["loc"][0]), shape.keys(options)
+    if detail["type"] == "extra_forbidden":
+        return f"{key}.{name}: unknown option; {suggest(name, known)}"
+    if name not in given:
+        return f"{key}.{name}: missing; give {shape.expected(known[name])}"
+    return f"{key}.{name}: expected {shape.expected(known[name])}, found {show(given[name])}"

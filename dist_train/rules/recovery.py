@@ -93,7 +93,7 @@ def after_failure(attempts: Sequence[Attempt], limits: Limits) -> Restart | Stop
     if limits.max_restarts == 0:
         return Stop("not restarting: recovery.max_restarts is 0")
     if len(attempts) == 1 and failure.phase == "starting" and not failure.killed:
-        return Stop(f"not restarting: the first start-up failed: {failure.error}")
+        return Stop("not restarting: the workers failed before their first step")
     if any(_same(earlier, last) for earlier in attempts[:-1]):
         return Stop(f"not restarting: {last.place} failed twice: {failure.error}")
     in_vain = _restarts_in_vain(attempts)
@@ -104,7 +104,8 @@ def after_failure(attempts: Sequence[Attempt], limits: Limits) -> Restart | Stop
 
 def _same(one: Attempt, other: Attempt) -> bool:
     first, second = one.failure, other.failure
-    return (one.place, first.rank, first.kind) == (other.place, second.rank, second.kind)
+    # Not the rank: an error that all workers make is reported by whichever comes first.
+    return (one.place, first.kind, first.error) == (other.place, second.kind, second.error)
 
 
 def _restarts_in_vain(attempts: Sequence[Attempt]) -> int:

@@ -113,8 +113,7 @@ def momentum(schedule: Schedule, samples: int) -> float | None:
     if not isinstance(decay, OneCycle) or decay.momentum is None:
         return None
     low, high = decay.momentum
-    share = _share(schedule, min(samples, schedule.total))
-    return high - (high - low) * _triangle(share / decay.triangle)
+    return high - (high - low) * _triangle(_share(schedule, samples) / decay.triangle)
 
 
 def _planned(schedule: Schedule, samples: int) -> float:

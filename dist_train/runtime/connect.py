@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore
 
 from dist_train.config.schema import Config, Parallel
 from dist_train.core.step import Numerics
@@ -25,8 +28,27 @@ class Connection:
 
     place: Place
     device: torch.device
-    store: dist.Store
+    store: Store
     timeout: timedelta
+    phase: Callable[[str, int], None]
+
+    def from_rank_0(self, topic: str, make: Callable[[], Any]) -> Any:
+        """Have rank 0 call ``make`` and return its result, which JSON must hold, on every rank.
+
+        When rank 0 refuses (ConfigError), every rank refuses with the same words.
+        """
+        key = f"from_rank_0/{topic}"
+        if self.place.rank == 0:
+            try:
+                answer = {"value": make()}
+            except ConfigError as error:
+                self.store.set(key, json.dumps({"refused": error.problems}))
+                raise
+            self.store.set(key, json.dumps(answer))
+        told = json.loads(self.store.get(key))
+        if "refused" in told:
+            raise ConfigError(told["refused"])
+        return told["value"]
 
     @contextmanager
     def collective(self, facts: Facts) -> Iterator[Collective]:
@@ -35,14 +57,20 @@ class Connection:
         Raises Mismatch when the workers differ, TrainingError when some never came.
         """
         place = self.place
-        handshake(dist.PrefixStore("hello", self.store), place.rank, place.workers, facts, self.timeout.total_seconds())
+        handshake(
+            PrefixStore("hello", self.store),
+            place.rank,
+            place.workers,
+            facts,
+            self.timeout.total_seconds(),
+        )
         if place.workers == 1:
             yield Alone()
             return
         cuda = self.device.type == "cuda"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore("group", self.store),
+            store=PrefixStore("group", self.store),
             rank=place.rank,
             world_size=place.workers,
             timeout=self.timeout,
@@ -54,12 +82,15 @@ class Connection:
             dist.destroy_process_group()
 
 
-def connect(place: Place, parallel: Parallel) -> Connection:
-    """Choose the device and reach the store; raises TrainingError when it cannot be reached."""
+def connect(place: Place, parallel: Parallel, phase: Callable[[str, int], None]) -> Connection:
+    """Choose the device and reach the store; raises TrainingError when it cannot be reached.
+
+    ``phase`` is told where the worker is, for whoever watches it.
+    """
     timeout = timedelta(seconds=parallel.timeout_s)
     device = choose_device(place, parallel)
     try:
-        return Connection(place, device, _open_store(place, timeout), timeout)
+        return Connection(place, device, _open_store(place, timeout), timeout, phase)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         where = f"{place.master_address}:{place.master_port}"
         reason = str(error).splitlines()[0]
@@ -81,6 +112,11 @@ def choose_device(place: Place, parallel: Parallel) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """Name a device for a person."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def numerics_of(config: Config, device: torch.device) -> Numerics:
     """Set torch's global switches as the configuration asks and return how numbers are held."""
     deterministic = config.train.deterministic
@@ -91,11 +127,11 @@ def numerics_of(config: Config, device: torch.device) -> Numerics:
     return Numerics(device, config.train.precision == "bf16", config.train.channels_last)
 
 
-def _open_store(place: Place, timeout: timedelta) -> dist.Store:
+def _open_store(place: Place, timeout: timedelta) -> Store:
     if place.workers == 1:
-        return dist.HashStore()
+        return HashStore()
     serves = place.rank == 0 and not place.agent_store
-    store = dist.TCPStore(
+    store = TCPStore(
         place.master_address,
         place.master_port,
         is_master=serves,
@@ -104,4 +140,4 @@ def _open_store(place: Place, timeout: timedelta) -> dist.Store:
         master_listen_fd=place.listen_fd if serves else None,
     )
     # torchrun's store outlives a restart of the workers: each attempt needs keys of its own.
-    return dist.PrefixStore(f"dist_train/{place.attempt}", store)
+    return PrefixStore(f"dist_train/{place.attempt}", store)

@@ -13,7 +13,7 @@ from dist_train.errors import ConfigError
 from dist_train.models.imports import is_import_path, resolve, suggest
 from dist_train.models.options import option_problems
 from dist_train.tasks import own
-from dist_train.tasks.options import OPTIONS
+from dist_train.tasks.options import OPTIONS, Options
 
 if TYPE_CHECKING:
     from dist_train.task import Task
@@ -38,7 +38,7 @@ def check(config: Config) -> list[str]:
         return problems
     options = OPTIONS[config.task].model_validate(config.task_options)
     of_model = [] if config.model is None else models.check(config.model, options.models)
-    return options.problems() + of_model
+    return _data_problems(options) + of_model
 
 
 def make(config: Config) -> Task:
@@ -49,6 +49,13 @@ def make(config: Config) -> Task:
         raise ConfigError(problems)
     options = OPTIONS[config.task].model_validate(config.task_options)
     return cast("Task", resolve(BUILT_IN[config.task])(**dict(options), model=config.model))
+
+
+def _data_problems(options: Options) -> list[str]:
+    try:
+        return options.problems()
+    except OSError as error:
+        return [f"task_options: {error.filename}: {error.strerror}"]
 
 
 def _option_problems(config: Config) -> list[str]:

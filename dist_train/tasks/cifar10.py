@@ -35,7 +35,7 @@ def read_records(folder: Path, names: Sequence[str]) -> tuple[NDArray[np.uint8],
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):
-    """Each image padded by 4 pixels, cropped at random and mirrored half of the time, by Python's ``random``."""
+    """Each image padded by 4 pixels, cropped and, half of the time, mirrored, by Python's ``random``."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self._images = images

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import os
 import sysconfig
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,21 +40,25 @@ def find(paths: Sequence[Path] | None, pattern: str) -> list[Piece]:
     ``None`` stands for the Python standard library. Empty files and installed packages are left out.
     Raises FileNotFoundError for a path that is neither a file nor a folder.
     """
-    found: dict[Path, Piece] = {}
+    found: dict[str, Piece] = {}
     for path in [standard_library()] if paths is None else paths:
-        for file in _files(path, pattern):
-            name = file.name if file == path else file.relative_to(path).as_posix()
-            found.setdefault(file.resolve(), Piece(name, file, 0, file.stat().st_size))
+        for name, file in _files(path, pattern):
+            found.setdefault(os.path.abspath(file), Piece(name, file, 0, file.stat().st_size))
     return sorted((piece for piece in found.values() if piece.size), key=lambda p: (p.name, p.path))
 
 
-def _files(path: Path, pattern: str) -> list[Path]:
-    if path.is_dir():
-        files = (file for file in path.rglob(pattern) if file.is_file())
-        return [file for file in files if "site-packages" not in file.relative_to(path).parts]
+def _files(path: Path, pattern: str) -> Iterator[tuple[str, Path]]:
     if path.is_file():
-        return [path]
-    raise FileNotFoundError(f"{path}: there is no such file or folder")
+        yield path.name, path
+        return
+    if not path.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file or folder", str(path))
+    for folder, below, names in os.walk(path):
+        below[:] = [name for name in below if name != "site-packages"]
+        for name in fnmatch.filter(names, pattern):
+            file = Path(folder, name)
+            if file.is_file():
+                yield file.relative_to(path).as_posix(), file
 
 
 def cut(pieces: Sequence[Piece], at: int) -> tuple[list[Piece], list[Piece]]:

@@ -36,7 +36,7 @@ def validation_rows(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_
 
 
 class Digits(Task):
-    """Name the digit: pixels (B, 1, 8, 8) between 0 and 1, labels (B,); 1,437 to train on and 360 to validate."""
+    """Name the digit: pixels (B, 1, 8, 8) from 0 to 1, labels (B,); 1,437 to train on, 360 to validate."""
 
     def __init__(self, validation_share: float = 0.2, model: Model | None = None) -> None:
         self._share = validation_share

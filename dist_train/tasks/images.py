@@ -63,7 +63,7 @@ def _centred(width: int, height: int, w: float, h: float) -> Box:
 
 
 def read_part(path: str, size: int, choose: Callable[[int, int], Box]) -> Image.Image:
-    """Decode the part of the image that ``choose(width, height)`` returns, resized to ``size`` squared, as RGB.
+    """Decode the part of the image that ``choose(width, height)`` returns, as RGB of ``size`` by ``size``.
 
     Raises BadSample for a file that cannot be read or decoded.
     """
@@ -76,7 +76,7 @@ def read_part(path: str, size: int, choose: Callable[[int, int], Box]) -> Image.
                 "RGB", (math.ceil(size * width / (right - left)), math.ceil(size * height / (lower - upper)))
             )
             x, y = image.width / width, image.height / height
-            box = (left * x, upper * y, right * x, lower * y)
+            box = (left * x, upper * y, min(right * x, image.width), min(lower * y, image.height))
             return image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise BadSample(path, f"{type(error).__name__}: {error}") from error

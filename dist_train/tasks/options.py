@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,10 @@ from pydantic import AfterValidator, Field
 from dist_train.config.schema import NonNegative, PositiveInt, Section
 from dist_train.tasks import corpus, folders
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
+LocalPath = Annotated[
+    Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Field(description="a path")
+]
 
 IMAGE_MODELS = ("mlp", "cifar_resnet", "resnet18", "resnet50")
 
@@ -45,12 +48,11 @@ class Text(Section):
 
     def problems(self) -> list[str]:
         places = "the standard library" if self.paths is None else ", ".join(map(str, self.paths))
-        try:
-            pieces = corpus.find(self.paths, self.pattern)
-        except OSError as error:
-            return [f"task_options.paths: {error}"]
+        pieces = corpus.find(self.paths, self.pattern)
         if not pieces:
             return [f"task_options.paths: no file with text in {places or '[]'} matches {self.pattern!r}"]
+        if unreadable := [str(piece.path) for piece in pieces if not os.access(piece.path, os.R_OK)]:
+            return [f"task_options.paths: no permission to read {path}" for path in unreadable[:5]]
         parts = corpus.split(
             corpus.cut(pieces, self.max_bytes or corpus.length(pieces))[0], self.validation_share
         )

@@ -47,7 +47,7 @@ def _makes_tasks(found: object) -> bool:
 def _lacking(name: str, found: object) -> list[str]:
     from dist_train.task import METHODS
 
-    abstract = getattr(found, "__abstractmethods__", frozenset())
+    abstract: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
     missing = [m for m in METHODS if not callable(getattr(found, m, None)) or m in abstract]
     if not missing:
         return []

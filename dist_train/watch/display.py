@@ -79,6 +79,7 @@ class PlainDisplay:
 
     def start(self, facts: Mapping[str, str]) -> None:
         self._rows(facts)
+        self._print("")
 
     def train(self, line: TrainLine) -> None:
         self._rate = smoothed(self._rate, line.samples_per_s)
@@ -96,6 +97,7 @@ class PlainDisplay:
 
     def finish(self, summary: Mapping[str, Any], resume: str | None = None) -> None:
         further = {"to continue": resume} if resume else {}
+        self._print("")
         self._rows({**outcome(summary), **places(summary), **further})
 
     def close(self) -> None:

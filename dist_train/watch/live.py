@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import ROUNDED
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -31,14 +33,18 @@ from dist_train.watch.records import TrainLine, ValLine
 
 STATUS_STYLES = {"done": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
 NARROWEST_BAR = 8
+# Drawing takes half a millisecond, which short steps would notice.
+REDRAW_S = 0.1
 
 
 class LiveDisplay:
-    """Redraws two lines at the bottom whenever a training line comes; everything else scrolls above."""
+    """Redraws two lines at the bottom when training lines come; everything else scrolls above."""
 
-    def __init__(self, length: Length, console: Console) -> None:
+    def __init__(self, length: Length, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._length = length
         self._console = console
+        self._clock = clock
+        self._drawn = -math.inf
         self._rate: float | None = None
         # Redrawn by the calls alone: a thread would take time from the steps.
         self._live = Live(
@@ -56,23 +62,26 @@ class LiveDisplay:
 
     def train(self, line: TrainLine) -> None:
         self._rate = smoothed(self._rate, line.samples_per_s)
-        self._live.update(Bar(line, self._length, self._rate), refresh=True)
+        now = self._clock()
+        due = now >= self._drawn + REDRAW_S
+        self._drawn = now if due else self._drawn
+        self._live.update(Bar(line, self._length, self._rate), refresh=due)
 
     def validation(self, line: ValLine) -> None:
         figures = styled(validation(line, self._length), "")
-        self._say(Text.assemble(("validation", "bold cyan"), GAP, figures))
+        self._console.print(Text.assemble(("validation", "bold cyan"), GAP, figures))
 
     def note(self, text: str) -> None:
-        self._say(Text(one_line(text)))
+        self._console.print(Text(one_line(text)))
 
     def warning(self, text: str) -> None:
-        self._say(Text.assemble(("warning", "bold yellow"), GAP, one_line(text)))
+        self._console.print(Text.assemble(("warning", "bold yellow"), GAP, one_line(text)))
 
     def finish(self, summary: Mapping[str, Any], resume: str | None = None) -> None:
         self._live.transient = True
         self.close()
-        self._say("")
-        self._say(summary_table(outcome(summary)))
+        self._console.print("")
+        self._console.print(summary_table(outcome(summary)))
         further = {"to continue": resume} if resume else {}
         for label, text in {**places(summary), **further}.items():
             # In one piece, to be copied, however long it is.
@@ -81,9 +90,6 @@ class LiveDisplay:
     def close(self) -> None:
         self._live.stop()
 
-    def _say(self, content: RenderableType) -> None:
-        self._console.print(content)
-
 
 class Bar:
     """The two live lines: how far the run is, and how it is doing, cut to the terminal's width."""
@@ -91,7 +97,7 @@ class Bar:
     def __init__(self, line: TrainLine, length: Length, rate: float) -> None:
         self._step, *self._further = position(line, length, rate)
         self._progress = progress(line)
-        self._bar = ProgressBar(total=max(1, length.steps), completed=line.step)
+        self._bar = ProgressBar(total=max(1, length.steps), completed=line.step, complete_style="cyan")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from dist_train.config.schema import Profile
-
 if TYPE_CHECKING:
     import torch
+
+    from dist_train.config.schema import Profile
 
 
 class Profiler(Protocol):

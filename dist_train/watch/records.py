@@ -37,14 +37,16 @@ class StepTimes:
 class TrainLine:
     """What training looked like over the steps since the line before.
 
-    ``samples`` are those of the whole run so far and ``epoch`` the same as a number of passes over the
-    data; ``data_wait`` is the share (0 to 1) of the time spent waiting for samples; ``memory_mb`` is the
-    peak of any worker; ``extras`` are the figures that a mode adds, such as staleness.
+    ``samples`` are those of the whole run so far, ``epoch`` the same as a number of passes over the
+    data, ``wall_s`` its seconds so far, restarts included; ``data_wait`` is the share (0 to 1) of the time
+    spent waiting for samples; ``memory_mb`` is the peak of any worker; ``extras`` are the figures that a
+    mode adds, such as staleness.
     """
 
     step: int
     samples: int
     epoch: float
+    wall_s: float
     loss: float
     lr: float
     samples_per_s: float
@@ -71,6 +73,7 @@ class ValLine:
     step: int
     samples: int
     epoch: float
+    wall_s: float
     loss: float
     metrics: Mapping[str, float]
     seconds: float

@@ -1,9 +1,8 @@
-import hashlib
 from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_train.rules.sampling import (
@@ -21,6 +20,20 @@ from dist_train.rules.sampling import (
 sizes = st.integers(1, 200)
 batches = st.integers(1, 250)
 seeds = st.integers(0, 2**64 - 1)
+
+
+def philox(low, high, size):
+    """The first words of Philox 4x64-10 (Salmon et al. 2011), counted from 1, under the key (low, high)."""
+    words, mask = [], 2**64 - 1
+    for counter in range(1, size // 4 + 2):
+        c0, c1, c2, c3 = counter, 0, 0, 0
+        k0, k1 = low, high
+        for _ in range(10):
+            p0, p1 = c0 * 0xD2E7470EE14C6C93, c2 * 0xCA5A826395121157
+            c0, c1, c2, c3 = (p1 >> 64) ^ c1 ^ k0, p1 & mask, (p0 >> 64) ^ c3 ^ k1, p0 & mask
+            k0, k1 = (k0 + 0x9E3779B97F4A7C15) & mask, (k1 + 0xBB67AE8584CAA73B) & mask
+        words += [c0, c1, c2, c3]
+    return words[:size]
 
 
 def walk(position, size, batch, last_batch, updates):
@@ -52,11 +65,11 @@ class TestPermutation:
         assert permutation(3, 5, 300).tolist() != permutation(5, 3, 300).tolist()
         assert permutation(3, 5, 300).tolist() != permutation(8, 0, 300).tolist()
 
-    def test_it_never_changes(self):
-        """Changing the order breaks the resumption of every saved run: these are recorded values."""
-        assert permutation(0, 0, 10).tolist() == RECORDED_ORDER
-        digest = hashlib.sha256(permutation(1234, 7, 1000).astype("<i8").tobytes()).hexdigest()
-        assert digest == RECORDED_DIGEST
+    @given(seed=seeds, epoch=st.integers(0, 2**64 - 1))
+    @settings(max_examples=20, deadline=None)
+    def test_it_never_changes_because_it_sorts_the_words_of_a_published_cipher(self, seed, epoch):
+        words = philox(seed, epoch, 18)
+        assert permutation(seed, epoch, 18).tolist() == sorted(range(18), key=words.__getitem__)
 
     def test_every_sample_is_equally_likely_in_every_place(self):
         epochs, size = 4000, 6
@@ -88,8 +101,7 @@ class TestDraws:
     @given(size=sizes, batch=batches)
     @settings(max_examples=60, deadline=None)
     def test_dropping_leaves_out_only_what_does_not_fill_a_batch(self, size, batch):
-        if batch > size:
-            return
+        assume(batch <= size)
         draws, after = walk(Position(0, 0), size, batch, "drop", updates_per_epoch(size, batch, "drop"))
         assert [one.count for one in draws] == [batch] * (size // batch)
         assert after == Position(1, 0)
@@ -143,7 +155,7 @@ class TestSplit:
         assert lengths[0] - lengths[-1] <= 1
 
     def test_an_example(self):
-        assert split(10, 4) == [range(0, 3), range(3, 6), range(6, 8), range(8, 10)]
+        assert split(10, 4) == [range(3), range(3, 6), range(6, 8), range(8, 10)]
 
 
 class TestMicroBatches:
@@ -185,9 +197,5 @@ class TestSampleSeed:
         assert all(abs(count - 500) < 79 for count in bits.values())
 
     def test_it_never_changes(self):
-        assert sample_seed(0, 0, 0) == RECORDED_SEED
-
-
-RECORDED_ORDER = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
-RECORDED_DIGEST = "79e9121b59eeabc380873a985e403ced56e101bd04c91d23a2f0e3c3b57a2306"
-RECORDED_SEED = 11684132067157788011
+        """Recorded: another value would change the augmentation of every saved run."""
+        assert sample_seed(0, 0, 0) == 11684132067157788011

@@ -1,0 +1,163 @@
+"""When a run begins, whence its state; while it runs, what goes into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import Config
+from dist_train.core.checkpoint import (
+    SHARED,
+    Facts,
+    Part,
+    load_part,
+    newest,
+    rank_part,
+    read_manifest,
+    steps_in,
+    verify,
+)
+from dist_train.core.commit import Outcome, clean
+from dist_train.core.saver import Saver
+from dist_train.core.seeds import seed_all, worker_seed
+from dist_train.core.state import State
+from dist_train.errors import ConfigError, TrainingError
+from dist_train.plan import Plan, make_plan
+from dist_train.rules.schedule import Rewarm, learning_rate
+
+CHECKPOINTS = "checkpoints"
+
+# Has rank 0 compute a value that JSON can hold, and returns it on every rank.
+FromRank0 = Callable[[str, Callable[[], Any]], Any]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run starts from: a checkpoint or, when ``path`` is None, its initialisation.
+
+    ``rejected`` says of each later checkpoint that was passed over why it cannot be used.
+    """
+
+    path: Path | None
+    rejected: tuple[str, ...] = ()
+
+
+def agree_on_origin(run_dir: Path, resume: str, from_rank_0: FromRank0) -> Origin:
+    """Let rank 0 clear up, verify and choose; every worker then restores from the same checkpoint."""
+
+    def find() -> dict[str, Any]:
+        clean(run_dir / CHECKPOINTS)
+        origin = find_origin(run_dir, resume)
+        return {"path": None if origin.path is None else str(origin.path), "rejected": origin.rejected}
+
+    found = from_rank_0("origin", find)
+    return Origin(None if found["path"] is None else Path(found["path"]), tuple(found["rejected"]))
+
+
+def find_origin(run_dir: Path, resume: str) -> Origin:
+    """Choose the newest checkpoint that verifies; raises ConfigError when there should be one and is not.
+
+    ``resume`` is ``auto``, ``none``, or the path of a run directory or of one checkpoint.
+    """
+    own = run_dir / CHECKPOINTS
+    if resume == "none":
+        if steps_in(own):
+            raise ConfigError(
+                f"--resume none: {run_dir} holds checkpoints; give another --run-dir or --resume auto"
+            )
+        return Origin(None)
+    if resume == "auto":
+        return _newest(own, required=bool(steps_in(own)))
+    path = Path(resume)
+    if path.name.startswith("step_"):
+        verify(path)
+        return Origin(path)
+    folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    if not steps_in(folder):
+        raise ConfigError(f"--resume {resume}: neither a checkpoint nor a run directory that holds one")
+    return _newest(folder, required=True)
+
+
+def _newest(directory: Path, required: bool) -> Origin:
+    found, passed_over = newest(directory)
+    rejected = tuple(f"{each.path.name}: {each.reason}" for each in passed_over)
+    if found is None and required:
+        raise TrainingError(
+            f"{directory}: no checkpoint can be used ({'; '.join(rejected)}); "
+            "give another --run-dir to start anew"
+        )
+    return Origin(None if found is None else found.path, rejected)
+
+
+def restore(state: State, origin: Path, rank: int, workers: int, seed: int) -> None:
+    """Give ``state`` what the checkpoint at ``origin`` holds for this worker.
+
+    With another number of workers than it was saved by, generators are seeded anew from the position.
+    """
+    saved_by = read_manifest(origin).workers
+    state.restore_shared(load_part(origin, SHARED))
+    state.restore_own(load_part(origin, rank_part(rank % saved_by)), generators=saved_by == workers)
+    if saved_by != workers:
+        seed_all(worker_seed(seed, rank, state.counted.samples))
+
+
+def plan_from(config: Config, state: State, workers: int, train_size: int) -> tuple[Plan, str | None]:
+    """Make the plan for a new or restored state, and say in a line what changed in the learning rate.
+
+    Where the batch changed since the state was saved, the rate follows the scaling rule, at once or, with
+    schedule.rewarm, climbing from the old rate.
+    """
+    chosen, samples = state.chosen, state.counted.samples
+    plan = make_plan(config, workers, train_size, chosen.rewarms)
+    rate, note = learning_rate(plan.schedule, samples), None
+    batch = plan.samples_per_update
+    if chosen.batch is not None and chosen.rate is not None and chosen.batch != batch:
+        note = f"global batch {chosen.batch} -> {batch}: learning rate {chosen.rate:.6g} -> {rate:.6g}"
+        if config.schedule.rewarm is not None and rate > 0:
+            plan = make_plan(config, workers, train_size)
+            new_rate = learning_rate(plan.schedule, samples)
+            span = plan.samples_in(config.schedule.rewarm)
+            chosen.rewarms = (Rewarm(samples, span, chosen.rate / new_rate),)
+            plan = make_plan(config, workers, train_size, chosen.rewarms)
+            note = (
+                f"global batch {chosen.batch} -> {batch}: learning rate {chosen.rate:.6g} -> {new_rate:.6g}, "
+                f"climbing over {span} samples"
+            )
+    chosen.batch = batch
+    return plan, note
+
+
+class Keeper:
+    """One worker's checkpoints: what goes into them and that none is written twice."""
+
+    def __init__(
+        self, saver: Saver, rank: int, writes: bool, config_hash: str, saved_step: int | None
+    ) -> None:
+        self._saver = saver
+        self._rank = rank
+        self._writes = writes
+        self._config_hash = config_hash
+        self._saved_step = saved_step
+
+    def save(self, state: State, rate: float) -> None:
+        """Start a checkpoint of ``state``; ``rate`` is the learning rate of its next update."""
+        step = state.counted.updates
+        if step == self._saved_step:
+            return
+        state.chosen.rate = rate
+        parts: dict[str, Part] = {rank_part(self._rank): state.own_part()}
+        if self._writes:
+            parts[SHARED] = state.shared_part()
+        self._saver.save(step, Facts(state.counted.samples, self._config_hash), parts)
+        self._saved_step = step
+
+    def settle(self, step: int) -> None:
+        """Wait for the disk; raises TrainingError when the state of ``step`` was not saved."""
+        outcome: Outcome | None = self._saver.wait()
+        if outcome is not None and outcome.step == step and outcome.path is None:
+            raise TrainingError(f"the checkpoint of step {step} could not be written: {outcome.reason}")
+
+    def close(self) -> None:
+        self._saver.close()

@@ -1,0 +1,154 @@
+"""From a request to running workers, and from a process to one of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import Config, load_config
+from dist_train.errors import FAILED, REFUSED, ConfigError, TrainingError
+from dist_train.runtime import run_dir as layout
+from dist_train.runtime.launcher import Job, launch
+from dist_train.runtime.opening import (
+    newest_step,
+    open_run_directory,
+    read_summary,
+    refuse_impossible,
+    with_workers,
+    write_down,
+    write_failure,
+)
+from dist_train.runtime.place import Place, find_place
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    config: Path | Mapping[str, Any]
+    overrides: tuple[str, ...] = ()
+    run_dir: Path | None = None
+    resume: str = "auto"
+
+
+def run_request(request: Request) -> int:
+    """Train as asked and return the exit status: as one worker if this process is one, else start them."""
+    place = find_place()
+    source = request.config
+    config = load_config(source if isinstance(source, Path) else dict(source), request.overrides)
+    if place is not None:
+        from dist_train.runtime.worker_process import be_worker
+
+        return be_worker(with_workers(config, place.workers), place, request.run_dir, request.resume)
+    status, _ = launch_locally(config, request.run_dir, request.resume)
+    return status
+
+
+def train(config: Config, run_dir: Path | str | None = None, resume: str = "auto") -> dict[str, Any]:
+    """Train with local workers and return the summary (as in ``summary.json``).
+
+    Under torchrun or srun this process becomes one of the workers. Raises ConfigError when the
+    configuration is refused, TrainingError when training fails; an interrupted run returns its summary.
+    """
+    place = find_place()
+    directory = None if run_dir is None else Path(run_dir)
+    if place is not None:
+        raise ConfigError(
+            "train() starts workers itself; under torchrun or srun use: -m dist_train run CONFIG.yaml"
+        )
+    status, used = launch_locally(config, directory, resume)
+    summary = read_summary(used)
+    if status == REFUSED:
+        raise ConfigError("a worker refused the configuration; its message is above")
+    if status == FAILED:
+        raise TrainingError(str(summary.get("error", f"training failed; see {used}")))
+    return summary
+
+
+def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple[int, Path]:
+    """Start this machine's workers, watch them to the end; return the exit status and the run directory."""
+    config = refuse_impossible(config, os.environ)
+    directory = directory or layout.create(Path("runs"), config.name)
+    with layout.Lock(directory, tell):
+        for note in open_run_directory(config, directory, resume, os.environ):
+            tell(note)
+        job = Job(
+            argv=_worker_command(directory, resume),
+            workers=int(config.parallel.workers),
+            run_dir=directory,
+            recovery=config.recovery,
+            first_step_of=lambda: newest_step(directory),
+        )
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            tell(line)
+
+        status = launch(job, say, lambda event: write_down(directory, event))
+        if status == FAILED:
+            write_failure(config, directory, "; ".join(said))
+            tell(f"failed; run directory: {directory}")
+    return status, directory
+
+
+def tell(line: str) -> None:
+    """Say something to the person, apart from what the program prints as its output."""
+    print(f"dist-train: {line}", file=sys.stderr, flush=True)
+
+
+def _worker_command(directory: Path, resume: str) -> list[str]:
+    config = str(directory / layout.CONFIG)
+    return [
+        sys.executable,
+        "-m",
+        "dist_train",
+        "run",
+        config,
+        "--run-dir",
+        str(directory),
+        "--resume",
+        resume,
+    ]
+
+
+def dry_run_text(request: Request) -> str:
+    """Return the resolved configuration and its arithmetic; nothing is started."""
+    from dist_train import tasks
+    from dist_train.config import dump_config
+    from dist_train.core.data import size_of
+    from dist_train.plan import make_plan
+    from dist_train.rules.topology import groups
+    from dist_train.watch.opening import arithmetic
+
+    source = request.config
+    config = load_config(source if isinstance(source, Path) else dict(source), request.overrides)
+    place = find_place() or Place()
+    config = (
+        refuse_impossible(config, os.environ) if place.workers == 1 else with_workers(config, place.workers)
+    )
+    workers = int(config.parallel.workers)
+    plan = make_plan(config, workers, size_of(tasks.make(config).train_data()))
+    rows = {**arithmetic(config, plan)}
+    rows |= {f"group {n}": f"workers {ranks}" for n, ranks in enumerate(groups(workers, workers))}
+    width = max(map(len, rows))
+    lines = [f"# {label:<{width}}  {text}" for label, text in rows.items()]
+    return "\n".join([dump_config(config).rstrip(), "", *lines])
+
+
+def checkpoint_lines(directory: Path) -> list[str]:
+    """Describe the checkpoints of a run, one line each; raises ConfigError where there are none."""
+    from dist_train.core.checkpoint import summaries
+
+    found = summaries(directory / layout.CHECKPOINTS)
+    if not found:
+        raise ConfigError(f"{directory}: no checkpoints; give a run directory")
+    return [
+        f"{each.path}  step {each.step:,}  {'?' if each.samples is None else f'{each.samples:,}'} samples  "
+        f"{each.size / 2**20:.1f} MB  {each.problem or 'verified'}"
+        for each in found
+    ]

@@ -1,0 +1,122 @@
+"""The process around one worker: its signals, its pulse, its log, its last words."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import Config
+from dist_train.errors import FAILED, REFUSED, ConfigError, Mismatch
+from dist_train.rules.liveness import Limits
+from dist_train.runtime import children
+from dist_train.runtime import run_dir as layout
+from dist_train.runtime.opening import open_run_directory, refuse_impossible, write_failure
+from dist_train.runtime.place import Place
+from dist_train.runtime.pulse import PulseWriter
+from dist_train.runtime.signals import StopSignals
+from dist_train.watch.logs import worker_logs
+
+log = logging.getLogger(__name__)
+
+
+class Phases:
+    """Where the worker is: remembered for its last words, and passed on to its pulse."""
+
+    def __init__(self, pulse: PulseWriter) -> None:
+        self._pulse = pulse
+        self.name, self.step = "starting", 0
+
+    def __call__(self, name: str, step: int) -> None:
+        self.name, self.step = name, step
+        self._pulse.phase(name, step)
+
+
+def be_worker(config: Config, place: Place, run_dir: Path | None, resume: str) -> int:
+    """Be one worker of a run to its end; does not return but ends the process with the exit status.
+
+    Ending without the interpreter's own clean-up keeps a worker from hanging in libraries whose peers
+    have gone.
+    """
+    if place.launcher_pid is not None:
+        children.die_with_launcher(place.launcher_pid)
+    children.dump_stacks_on_request()
+    signals = StopSignals()
+    pulse = PulseWriter(place.pulse, place.local_rank)
+    status = FAILED
+    with worker_logs(place.rank, place.host):
+        status = _guarded(config, place, run_dir, resume, signals, Phases(pulse), pulse)
+    pulse.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _guarded(
+    config: Config,
+    place: Place,
+    run_dir: Path | None,
+    resume: str,
+    signals: StopSignals,
+    phases: Phases,
+    pulse: PulseWriter,
+) -> int:
+    """Run the worker and turn whatever goes wrong into a report and an exit status."""
+    known: list[Path] = [] if run_dir is None else [run_dir]
+    try:
+        return _run(config, place, run_dir, resume, signals, phases, pulse, known.append)
+    except BaseException as error:
+        refused = isinstance(error, ConfigError | Mismatch)
+        if not refused:
+            log.exception("worker %d failed in step %d, phase %s", place.rank, phases.step, phases.name)
+        if known:
+            children.report_crash(known[-1], place.rank, phases.name, phases.step, error)
+        if not place.launched and place.rank == 0:
+            print(f"dist-train: {error}", file=sys.stderr, flush=True)
+            if known:
+                write_failure(config, known[-1], f"{type(error).__name__}: {error}")
+        return REFUSED if refused else FAILED
+
+
+def _run(
+    config: Config,
+    place: Place,
+    run_dir: Path | None,
+    resume: str,
+    signals: StopSignals,
+    phases: Phases,
+    pulse: PulseWriter,
+    found: Callable[[Path], None],
+) -> int:
+    from dist_train.exchange.agreement import StopAgreement
+    from dist_train.runtime.connect import connect
+    from dist_train.worker import Assignment, work
+
+    connection = connect(place, config.parallel, phases)
+    if not place.launched:
+        recovery = config.recovery
+        limits = Limits(recovery.frozen_after_s, recovery.hung_after_s, recovery.start_timeout_s)
+        pulse.watch_self(limits, place.rank)
+    with ExitStack() as held:
+
+        def settle() -> dict[str, Any]:
+            directory = run_dir or layout.create(Path("runs"), config.name)
+            if not place.launched:
+                held.enter_context(layout.Lock(directory))
+                open_run_directory(refuse_impossible(config, os.environ), directory, resume, os.environ)
+            return {"run_dir": str(directory), "attempt": uuid.uuid4().hex[:12]}
+
+        settled = connection.from_rank_0("assignment", settle)
+        directory = Path(settled["run_dir"])
+        found(directory)
+        stop = StopAgreement(connection.store, place.rank, place.workers)
+        signals.connect(stop.request)
+        pulse.every_tick(stop.poll)
+        # After a restart the newest checkpoint counts, whatever the first start was asked to begin from.
+        given = Assignment(directory, "auto" if place.attempt else resume, settled["attempt"])
+        return work(config, connection, given, stop)

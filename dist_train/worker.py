@@ -1,0 +1,177 @@
+"""The door: one worker, from configuration and place to last parameters. Read it top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dist_train import __version__, optimizers, tasks
+from dist_train.config import Config, dump_config, flatten
+from dist_train.core.commit import Committer
+from dist_train.core.data import size_of
+from dist_train.core.keeper import CHECKPOINTS, Keeper, Origin, agree_on_origin, plan_from, restore
+from dist_train.core.learner import Learner, Workplace
+from dist_train.core.saver import Saver
+from dist_train.core.seeds import seed_all, worker_seed
+from dist_train.core.state import State, describe
+from dist_train.core.weights import write_weights
+from dist_train.couplings.allreduce import AllReduce
+from dist_train.errors import DONE, INTERRUPTED
+from dist_train.exchange.agreement import StopAgreement
+from dist_train.exchange.ballot import StoreBallot
+from dist_train.exchange.handshake import Facts
+from dist_train.rules.timetable import Timetable
+from dist_train.runtime.connect import Connection, describe_device, numerics_of
+from dist_train.watch.logbook import Logbook
+from dist_train.watch.opening import Scene, announce, earlier, open_logbook
+from dist_train.watch.profile import Profiler, open_profiler
+from dist_train.watch.reporter import Reporter
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What rank 0 has settled for all workers: where the run lives, whence it starts, which start it is."""
+
+    run_dir: Path
+    resume: str
+    attempt: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parts of one worker's training, made once and held to the end."""
+
+    config: Config
+    learner: Learner
+    keeper: Keeper
+    reporter: Reporter
+    stop: StopAgreement
+    profiler: Profiler
+
+
+def work(config: Config, connection: Connection, given: Assignment, stop: StopAgreement) -> int:
+    """Train as one worker; return the exit status: 0 done, 75 interrupted and saved."""
+    numerics, place = numerics_of(config, connection.device), connection.place
+    seed_all(config.seed)
+    task = tasks.make(config)
+    layout = torch.channels_last if config.train.channels_last else torch.preserve_format
+    model = task.model().to(device=connection.device, memory_format=layout)  # type: ignore[call-overload]
+    state = State(model, optimizers.build(model, config.optimizer), connection.device)
+    seed_all(worker_seed(config.seed, place.rank, 0))
+    with connection.collective(_facts(config, state)) as collective, ExitStack() as parts:
+        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase)
+        coupling = AllReduce(config.parallel, place.rank, place.workers)
+        learner = Learner(config, task, state, coupling, at)
+        training = _open(config, connection, given, learner, stop, parts)
+        interrupted = _train(training)
+        return _finish(training, connection, given, interrupted)
+
+
+def _open(
+    config: Config,
+    connection: Connection,
+    given: Assignment,
+    learner: Learner,
+    stop: StopAgreement,
+    parts: ExitStack,
+) -> Training:
+    """Restore the state, open the book, and start everything that runs beside training."""
+    place, state = connection.place, learner.state
+    origin = agree_on_origin(given.run_dir, given.resume, connection.from_rank_0)
+    if origin.path is not None:
+        restore(state, origin.path, place.rank, place.workers, config.seed)
+    plan, rescaled = plan_from(config, state, place.workers, size_of(learner.train_data))
+    book = open_logbook(config, plan, given.run_dir, place.rank, state.counted.updates)
+    parts.callback(book.close)
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)
+    announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
+    learner.begin(plan)
+    keeper = _open_keeper(config, connection, given, book, origin, state.counted.updates)
+    parts.callback(keeper.close)
+    before = earlier(given.run_dir, state.counted.updates)
+    profiler = open_profiler(config.logging.profile, given.run_dir, place.rank)
+    parts.callback(profiler.stop)
+    reporter = Reporter(book, config, plan, state.counted, place.attempt, before)
+    return Training(config, learner, keeper, reporter, stop, profiler)
+
+
+def _open_keeper(
+    config: Config, connection: Connection, given: Assignment, book: Logbook, origin: Origin, step: int
+) -> Keeper:
+    rank, workers = connection.place.rank, connection.place.workers
+    folder = given.run_dir / CHECKPOINTS
+    ballot = StoreBallot(connection.store, f"ballot/{given.attempt}", rank, workers)
+    retention = (config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
+    committer = Committer(folder, rank, workers, given.attempt, ballot, retention)
+    config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
+    saved_step = step if origin.path is not None and origin.path.parent == folder else None
+    return Keeper(Saver(committer, book.event), rank, rank == 0, config_hash, saved_step)
+
+
+def _train(training: Training) -> bool:
+    """Step until training is over or all workers have agreed to stop; return whether they have."""
+    config, learner, counted = training.config, training.learner, training.learner.state.counted
+    timetable = Timetable(
+        config.logging.every_steps,
+        config.validation.every_epochs or 1,
+        config.validation.every_steps,
+        config.checkpoint.every_steps,
+    )
+    training.profiler.start()
+    while not learner.finished:
+        if training.stop.reached(counted.updates):
+            return True
+        rate = learner.rate
+        learner.step()
+        training.profiler.step()
+        due = timetable.after(counted.updates, counted.position, learner.finished)
+        if due.log:
+            training.reporter.measured(learner.measure(), rate)
+        if due.validation:
+            _validate(training)
+        if due.checkpoint:
+            training.keeper.save(learner.state, learner.rate)
+    return False
+
+
+def _validate(training: Training) -> None:
+    start = time.monotonic()
+    metrics = training.learner.validate()
+    training.reporter.validated(metrics, time.monotonic() - start)
+
+
+def _finish(training: Training, connection: Connection, given: Assignment, interrupted: bool) -> int:
+    """Save what there is; when training is over, deliver the weights."""
+    learner, reporter = training.learner, training.reporter
+    connection.phase("finishing", learner.state.counted.updates)
+    if not interrupted and not reporter.has_validated:
+        _validate(training)
+    training.keeper.save(learner.state, learner.rate)
+    training.keeper.settle(learner.state.counted.updates)
+    if interrupted:
+        resume = f"dist-train run {given.run_dir / 'config.yaml'} --run-dir {given.run_dir}"
+        reporter.finish("interrupted", given.run_dir, None, resume)
+        return INTERRUPTED
+    weights = given.run_dir / WEIGHTS
+    with learner.delivered_model():
+        if connection.place.rank == 0:
+            write_weights(learner.state.model, weights)
+    reporter.finish("done", given.run_dir, weights)
+    return DONE
+
+
+def _facts(config: Config, state: State) -> Facts:
+    """Collect what all workers must have alike before their first collective."""
+    return {
+        "configuration": flatten(config),
+        "parameter": describe(state.tensors()),
+        "version of": {"dist_train": __version__, "torch": torch.__version__},
+    }

@@ -1,0 +1,111 @@
+from dist_train.rules.recovery import Attempt, Failure, Limits, Restart, Stop, after_failure, culprit
+
+LIMITS = Limits(max_restarts=3, backoff_s=1.0, max_backoff_s=3.0)
+
+
+def failure(step=0, rank=0, phase="forward", kind="RuntimeError", error="", at=0.0, killed=False):
+    return Failure(rank, step, phase, kind, error or f"{kind}: boom", at, killed)
+
+
+def attempts(*steps, started_from=0):
+    """Attempts that fail at these steps, each for a reason of its own."""
+    return [
+        Attempt(started_from, failure(step, kind=f"Error{number}", killed=True))
+        for number, step in enumerate(steps)
+    ]
+
+
+def test_the_first_failure_restarts_after_the_first_delay():
+    assert after_failure(attempts(10), LIMITS) == Restart(1.0)
+
+
+def test_the_delay_doubles_with_each_restart_in_vain_up_to_its_limit():
+    delays = [after_failure(attempts(*steps), LIMITS) for steps in ([10], [10, 9], [10, 9, 8])]
+    assert delays == [Restart(1.0), Restart(2.0), Restart(3.0)]
+
+
+def test_the_budget_counts_restarts_without_progress():
+    decision = after_failure(attempts(10, 9, 8, 7), LIMITS)
+    assert decision == Stop("not restarting: 3 restarts (recovery.max_restarts) without progress")
+
+
+def test_progress_refills_the_budget_and_resets_the_delay():
+    assert after_failure(attempts(10, 9, 8, 11), LIMITS) == Restart(1.0)
+    assert after_failure(attempts(10, 9, 8, 11, 7), LIMITS) == Restart(2.0)
+    assert isinstance(after_failure(attempts(10, 9, 8, 11, 7, 6, 5), LIMITS), Stop)
+
+
+def test_getting_as_far_as_before_is_no_progress():
+    assert after_failure(attempts(10, 10), LIMITS) == Restart(2.0)
+
+
+def test_a_thousand_restarts_with_progress_still_restart():
+    assert after_failure(attempts(*range(1, 1001)), LIMITS) == Restart(1.0)
+
+
+def test_a_huge_number_of_restarts_does_not_overflow_the_delay():
+    limits = Limits(max_restarts=10_000, backoff_s=1.0, max_backoff_s=60.0)
+    assert after_failure(attempts(*range(3000, 0, -1)), limits) == Restart(60.0)
+
+
+def test_no_restarts_are_made_where_none_are_allowed():
+    assert isinstance(after_failure(attempts(10), Limits(0, 1.0, 3.0)), Stop)
+
+
+def test_the_same_step_failing_twice_stops():
+    twice = [Attempt(400, failure(412, rank=1)), Attempt(400, failure(412, rank=1))]
+    assert after_failure(twice, LIMITS) == Stop("not restarting: step 412 failed twice: RuntimeError: boom")
+
+
+def test_the_same_step_failing_twice_stops_with_another_failure_in_between():
+    again = [Attempt(400, failure(412)), Attempt(400, failure(405)), Attempt(400, failure(412))]
+    assert isinstance(after_failure(again, LIMITS), Stop)
+
+
+def test_the_same_step_failing_otherwise_restarts():
+    first = Attempt(400, failure(412, rank=1))
+    for other in (failure(412, rank=0), failure(412, rank=1, kind="ValueError"), failure(413, rank=1)):
+        assert isinstance(after_failure([first, Attempt(400, other)], LIMITS), Restart)
+
+
+def test_an_error_in_the_first_start_up_stops_at_once():
+    decision = after_failure([Attempt(0, failure(phase="starting"))], LIMITS)
+    assert decision == Stop("not restarting: the workers failed before their first step")
+
+
+def test_a_kill_in_the_first_start_up_restarts():
+    killed = failure(phase="starting", kind="SIGKILL", killed=True)
+    assert after_failure([Attempt(0, killed)], LIMITS) == Restart(1.0)
+
+
+def test_an_error_in_a_later_start_up_restarts_once():
+    first, start_up = Attempt(0, failure(7)), Attempt(5, failure(phase="starting"))
+    assert after_failure([first, start_up], LIMITS) == Restart(2.0)
+    decision = after_failure([first, start_up, start_up], LIMITS)
+    assert decision == Stop("not restarting: the start-up failed twice: RuntimeError: boom")
+
+
+def test_the_first_failure_in_time_is_the_culprit():
+    first, second = failure(rank=1, at=1.0), failure(rank=0, at=2.0)
+    assert culprit([second, first]) is first
+
+
+def test_an_echo_of_a_failure_is_not_the_culprit_even_when_it_came_first():
+    for text in (
+        "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5",
+        "Read error [127.0.0.1]:5: Connection reset by peer",
+        "Timed out waiting 8000ms for recv operation to complete",
+    ):
+        echo, cause = failure(rank=0, error=text, at=1.0), failure(rank=1, at=2.0)
+        assert culprit([echo, cause]) is cause
+
+
+def test_a_killed_worker_is_the_culprit_before_the_echoes_of_its_death():
+    echo = failure(rank=0, error="RuntimeError: Connection closed by peer", at=1.0)
+    killed = failure(rank=1, kind="SIGKILL", error="killed by SIGKILL", at=1.2, killed=True)
+    assert culprit([echo, killed]) is killed
+
+
+def test_among_echoes_only_the_first_is_the_culprit():
+    echoes = [failure(rank=r, error="Broken pipe", at=3.0 - r) for r in range(3)]
+    assert culprit(echoes).rank == 2
