@@ -88,7 +88,7 @@ def _open(
     if origin.path is not None:
         restore(state, origin.path, place.rank, place.workers, config.seed)
     plan, rescaled = plan_from(config, state, place.workers, size_of(learner.train_data))
-    book = open_logbook(config, plan, given.run_dir, place.rank, state.counted.updates)
+    book = open_logbook(config, plan, given.run_dir, place, state.counted)
     parts.callback(book.close)
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)

@@ -14,6 +14,8 @@ from dist_train.config.schema import Config
 
 # The longest part of a wrong value that a message repeats.
 SHOWN = 60
+# Floats below this are whole numbers exactly when they look so.
+EXACT = 2.0**53
 
 
 def expand(value: Any, annotation: Any = Config) -> Any:
@@ -180,8 +182,11 @@ def _refusal(found: Any, annotation: Any) -> str:
         meant = shape.nearest(found, words)
         number = not meant and "number" in text and _is_number(found)
         return text + (f"; did you mean {meant}?" if meant else "; remove the quotes" if number else "")
-    if isinstance(found, float) and found.is_integer() and "whole number" in text:
-        return f"{text}; write {int(found)}" if abs(found) < 1e15 else text
+    if isinstance(found, float) and "number" in text:
+        if not math.isfinite(found):
+            return f"{text}; it must be finite"
+        if "whole" in text and found.is_integer() and abs(found) < EXACT:
+            return f"{text}; write {int(found)}"
     return text
 
 

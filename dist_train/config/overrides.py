@@ -24,9 +24,12 @@ ALTERNATIVE_PATHS: tuple[tuple[KeyPath, ...], ...] = (
 EXAMPLE = "write key.sub=value, for example train.epochs=5"
 
 
-def apply_override(document: Document, text: str) -> KeyPath | None:
-    """Set one value in the document's tree and return its path; None after noting why it cannot be set."""
-    place = Place(f'override "{text}"')
+def apply_override(document: Document, text: str, order: int = 0) -> KeyPath | None:
+    """Set one value in the document's tree and return its path; None after noting why it cannot be set.
+
+    ``order`` is the word's place among the overrides, in which their problems are listed.
+    """
+    place = Place(f'override "{text}"', column=order)
     name, sign, written = text.partition("=")
     path: KeyPath = tuple(part.strip() for part in name.split("."))
     if not sign or not all(path):

@@ -21,7 +21,10 @@ TOO_LONG = f"a whole number of more than {MAX_DIGITS} digits; write a smaller on
 
 @dataclass(frozen=True)
 class Place:
-    """A position in a file (line and column count from 1), or a source without lines (line 0)."""
+    """A position in a file (line and column count from 1), or a source without lines (line 0).
+
+    Without a line, the column only orders the sources.
+    """
 
     source: str
     line: int = 0

@@ -43,8 +43,8 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     else:
         document = _from_file(Path(source))
     document.tree = expand(document.tree)
-    given = [path for text in overrides if (path := apply_override(document, text)) is not None]
-    drop_alternatives(document, given)
+    given = [apply_override(document, text, order) for order, text in enumerate(overrides)]
+    drop_alternatives(document, [path for path in given if path is not None])
     return check(document)
 
 

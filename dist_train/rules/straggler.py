@@ -54,3 +54,20 @@ def straggler(times: Sequence[StepTimes], ratio: float, least_s: float = 1e-3) -
         return float(getattr(slowest, phase) - median_low(getattr(worker, phase) for worker in times))
 
     return Straggler(rank, max(PHASES, key=excess), slowest.own / typical)
+
+
+class Streaks:
+    """Tells a worker that is slow for good from one that was slow once: names it when it has been the
+    straggler of ``length`` measurements in a row, and then not again until another one was faster."""
+
+    def __init__(self, length: int = 3) -> None:
+        self._length = length
+        self._rank: int | None = None
+        self._count = 0
+
+    def after(self, found: Straggler | None) -> Straggler | None:
+        """Take the outcome of the next measurement; return it when it is to be told."""
+        rank = None if found is None else found.rank
+        self._count = self._count + 1 if rank == self._rank else 1
+        self._rank = rank
+        return found if self._count == self._length else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol, TextIO, cast
 
 from dist_train.watch.figures import (
@@ -70,11 +72,23 @@ class SilentDisplay:
 
 
 class PlainDisplay:
-    """One line for each thing that happened, without control characters: for logs, pipes and CI."""
+    """One line for each thing that happened, without control characters: for logs, pipes and CI.
 
-    def __init__(self, length: Length, stream: Stream) -> None:
+    Of training lines, which may come many times a second, it shows one in ``every_s`` seconds.
+    """
+
+    def __init__(
+        self,
+        length: Length,
+        stream: Stream,
+        every_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._length = length
         self._stream = stream
+        self._every_s = every_s
+        self._clock = clock
+        self._shown_at = -math.inf
         self._rate: float | None = None
 
     def start(self, facts: Mapping[str, str]) -> None:
@@ -83,6 +97,10 @@ class PlainDisplay:
 
     def train(self, line: TrainLine) -> None:
         self._rate = smoothed(self._rate, line.samples_per_s)
+        now = self._clock()
+        if now - self._shown_at < self._every_s and line.step < self._length.steps:
+            return
+        self._shown_at = now
         step, eta, epoch = position(line, self._length, self._rate)
         self._print(as_text([step, epoch, *progress(line), eta]))
 

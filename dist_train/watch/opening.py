@@ -10,6 +10,7 @@ from dist_train.core.keeper import Origin
 from dist_train.core.state import Counted
 from dist_train.plan import Plan
 from dist_train.rules.schedule import learning_rate
+from dist_train.runtime.place import Place
 from dist_train.watch.display import open_display
 from dist_train.watch.figures import Length
 from dist_train.watch.logbook import METRICS, Logbook, NoLogbook, RunLogbook
@@ -114,16 +115,20 @@ def start_facts(config: Config, plan: Plan, scene: Scene, run_dir: Path) -> dict
     }
 
 
-def open_logbook(config: Config, plan: Plan, run_dir: Path, rank: int, step: int) -> Logbook:
-    """Open the book at ``step``; every rank but 0 gets one that writes nothing."""
-    if rank != 0:
+def open_logbook(config: Config, plan: Plan, run_dir: Path, place: Place, counted: Counted) -> Logbook:
+    """Open the book where the state is; every rank but 0 gets one that writes nothing."""
+    if place.rank != 0:
         return NoLogbook()
     epochs = plan.schedule.total / plan.train_size
-    display = open_display(Length(plan.total_updates, plan.schedule.total, epochs))
+    step = counted.updates
+    steps = step + plan.updates_left(step, counted.samples, counted.position)
+    display = open_display(Length(steps, plan.schedule.total, epochs))
     purge = step + 1 if step else None
     scalars: Scalars | NoScalars = NoScalars()
     if config.logging.tensorboard:
         scalars = Scalars(run_dir / "tb", display.warning, purge, dump_config(config))
+        if place.attempt:
+            scalars.restarts(step, place.attempt)
     return RunLogbook(run_dir, display, scalars, step)
 
 

@@ -12,7 +12,7 @@ from dist_train.config.schema import Config
 from dist_train.core.learner import Measurement
 from dist_train.core.state import Counted
 from dist_train.plan import Plan
-from dist_train.rules.straggler import straggler
+from dist_train.rules.straggler import Straggler, Streaks, straggler
 from dist_train.watch.logbook import Logbook
 from dist_train.watch.records import StepTimes, TrainLine, ValLine
 from dist_train.watch.summary import Status, Summary
@@ -40,6 +40,7 @@ class Reporter:
         self._counted = counted
         self._restarts = restarts
         self._start = time.monotonic() - earlier.wall_s
+        self._streaks = Streaks()
         self._samples = 0
         self._training_s = 0.0
         self._metrics: dict[str, float] = {}
@@ -54,9 +55,9 @@ class Reporter:
         self._samples += measured.samples
         self._training_s += measured.seconds
         self._book.train(self._train_line(measured, rate))
-        slow = straggler_event(measured, self._counted.updates, self._config.logging.straggler_ratio)
+        slow = self._streaks.after(straggler(measured.times, self._config.logging.straggler_ratio))
         if slow is not None:
-            self._book.event(slow)
+            self._book.event(straggler_event(slow, measured, self._counted.updates))
 
     def validated(self, metrics: Mapping[str, float], seconds: float) -> None:
         """Report a validation; the best is the one of the lowest loss."""
@@ -131,11 +132,8 @@ def mean_times(measured: Measurement) -> StepTimes:
     )
 
 
-def straggler_event(measured: Measurement, step: int, ratio: float) -> dict[str, Any] | None:
-    """Name the worker that the others waited for since the last measurement, if there was one."""
-    slow = straggler(measured.times, ratio)
-    if slow is None:
-        return None
+def straggler_event(slow: Straggler, measured: Measurement, step: int) -> dict[str, Any]:
+    """Name the worker that the others have been waiting for."""
     seconds = getattr(measured.times[slow.rank], slow.phase)
     return {
         "event": "straggler",

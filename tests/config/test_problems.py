@@ -71,7 +71,7 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     ("seed: true", ["5:7: seed: expected a whole number of at least 0, found true"]),
     ("seed: 1.5", ["5:7: seed: expected a whole number of at least 0, found 1.5"]),
     ("seed: 1e3", ["5:7: seed: expected a whole number of at least 0, found 1000.0; write 1000"]),
-    ("seed: .nan", ["5:7: seed: expected a whole number of at least 0, found nan"]),
+    ("seed: .nan", ["5:7: seed: expected a whole number of at least 0, found nan; it must be finite"]),
     ("seed:", ["5:6: seed: expected a whole number of at least 0, found null"]),
     ("seed: 2026-01-01", ["5:7: seed: expected a whole number of at least 0, found '2026-01-01'"]),
     ("seed: [1, a]", ["5:7: seed: expected a whole number of at least 0, found [1, 'a']"]),
@@ -96,8 +96,14 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
         "checkpoint: {keep_last: 1}",
         ["5:25: checkpoint.keep_last: expected a whole number of at least 2, found 1"],
     ),
-    ("recovery: {grace_s: .inf}", ["5:21: recovery.grace_s: expected a number above 0, found inf"]),
-    ("recovery: {grace_s: .nan}", ["5:21: recovery.grace_s: expected a number above 0, found nan"]),
+    (
+        "recovery: {grace_s: .inf}",
+        ["5:21: recovery.grace_s: expected a number above 0, found inf; it must be finite"],
+    ),
+    (
+        "recovery: {grace_s: .nan}",
+        ["5:21: recovery.grace_s: expected a number above 0, found nan; it must be finite"],
+    ),
     ("recovery: {grace_s: 0}", ["5:21: recovery.grace_s: expected a number above 0, found 0"]),
     (
         "schedule: {decay: {kind: one_cycle, triangle: 1.5}}",

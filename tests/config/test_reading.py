@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,10 +107,14 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_refused(read: Read, tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").touch(mode=0)
-    assert lines_of(lambda: load_config("x.yaml"))[0].startswith("x.yaml: no permission to read this file")
+def test_an_unreadable_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert lines_of(lambda: load_config("x.yaml")) == [
+        "x.yaml: no permission to read this file; see its mode with ls -l"
+    ]
 
 
 def test_a_path_that_no_file_can_have_is_refused(read: Read) -> None:

@@ -1,4 +1,4 @@
-"""Whatever dies or fails wherever it may, there is a checkpoint to resume from, and the next save succeeds."""
+"""Whatever dies or fails wherever it may, a checkpoint is there to resume from and the next save succeeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from torch.distributed import HashStore
 
 from dist_train.core import commit, failpoint
-from dist_train.core.checkpoint import Facts, Part, load_part, newest, rank_part, verify
+from dist_train.core.checkpoint import Facts, Part, load_part, newest, rank_part, summaries, verify
 from dist_train.core.commit import Committer, Draft, Outcome, clean
 from dist_train.exchange.ballot import StoreBallot
 
@@ -117,19 +117,27 @@ def refused(rank: int, draft: Draft) -> Draft:
     return draft if rank == 0 else Draft(draft.turn, draft.step, draft.facts, {}, failure="no memory")
 
 
-SCENES = {"new step": (3, good), "same step again": (2, good), "vote against": (3, refused)}
+SCENES = {
+    "new step": (3, good),
+    "same step again": (2, good),
+    "same step again over a damaged one": (2, good),
+    "vote against": (3, refused),
+}
 
 
-def stage(directory: Path) -> Run:
+def stage(directory: Path, scene: str = "") -> Run:
     run = Run(directory, "first")
     run.save(1, 1.0)
     run.save(2, 2.0)
+    if "damaged" in scene:
+        shutil.copytree(directory / "step_00000002", directory / ".old-step_00000002")
+        (directory / "step_00000002" / "state.json").unlink()
     return run
 
 
 def names_of_points(directory: Path, scene: str) -> list[str]:
     step, change = SCENES[scene]
-    run = stage(directory)
+    run = stage(directory, scene)
     names: list[str] = []
     failpoint.strike = names.append
     run.save(step, 9.0, change)
@@ -155,7 +163,7 @@ def test_after_a_crash_at_any_point_the_run_resumes_and_saves_again(tmp_path, sc
     assert len(names) > 15
     for count in range(len(names)):
         directory = tmp_path / str(count)
-        run = stage(directory)
+        run = stage(directory, scene)
         failpoint.strike = at(count, Crash())
         with pytest.raises(Crash):
             run.save(step, 9.0, change)
@@ -167,7 +175,9 @@ def test_after_a_crash_at_any_point_the_run_resumes_and_saves_again(tmp_path, sc
             assert before_cleaning == (step, 9.0)
         clean(directory)
         assert resumable(directory) == before_cleaning
-        assert temporaries(directory) == []
+        if "damaged" not in scene:
+            assert temporaries(directory) == []
+            assert [summary.problem for summary in summaries(directory) if summary.problem] == []
         again = Run(directory, "second")
         assert again.save(step, 10.0).path is not None
         assert resumable(directory) == (step, 10.0)
@@ -183,14 +193,14 @@ def test_after_an_error_at_any_effect_training_goes_on_and_saves_again(tmp_path,
     assert len(effects) > 6
     for count in effects:
         directory = tmp_path / str(count)
-        run = stage(directory)
+        run = stage(directory, scene)
         failpoint.strike = at(count, OSError(errno.ENOSPC, "No space left on device"))
         outcome = run.save(step, 9.0, change)
         failpoint.strike = None
         if outcome.path is None:
             assert outcome.reason is not None
             assert "No space left" in outcome.reason or change is refused
-            assert temporaries(directory) == []
+            assert "damaged" in scene or temporaries(directory) == []
         assert resumable(directory) == ((2, 2.0) if outcome.path is None else (step, 9.0))
         assert run.save(step, 10.0).path is not None
         assert resumable(directory) == (step, 10.0)
@@ -347,6 +357,14 @@ def test_damaged_checkpoints_do_not_count_as_kept_and_later_ones_are_left_alone(
         "step_00000004",
         "step_00000008",
     ]
+
+
+def test_the_newest_is_never_pruned(tmp_path, monkeypatch):
+    run = stage(tmp_path)
+    monkeypatch.setattr(commit, "to_prune", lambda steps, *rule: list(steps))
+    outcome = run.save(3, 3.0)
+    assert outcome.pruned == (1, 2)
+    assert resumable(tmp_path) == (3, 3.0)
 
 
 def test_cleaning_keeps_the_predecessor_of_a_damaged_checkpoint(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -60,6 +61,19 @@ def test_a_tensor_of_two_names_is_written_once_and_comes_back_as_one(tmp_path):
     loaded = read_tensors(tmp_path / "x")
     assert loaded["a"] is loaded["b"]
     assert torch.equal(loaded["a"], tied)
+
+
+def test_every_tensor_starts_at_a_multiple_of_its_element_size(tmp_path):
+    tensors = {
+        f"a{dtype}": torch.ones(3, dtype=dtype) for dtype in (torch.uint8, torch.bfloat16, torch.int64)
+    }
+    for name in ("x", "longer", "even longer"):
+        write_tensors(tmp_path / "x", {name: torch.ones(1, dtype=torch.bool)} | tensors)
+        content = (tmp_path / "x").read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        for key, tensor in tensors.items():
+            assert (start + header[key]["data_offsets"][0]) % tensor.itemsize == 0
 
 
 def test_what_was_read_does_not_change_with_the_file(tmp_path):

@@ -71,6 +71,20 @@ def test_no_keys_are_left_behind_but_the_last_outcome():
     assert [key for key in keys if inside.check([key])] == ["3/outcome"]
 
 
+def test_the_key_of_a_late_vote_is_removed_in_the_next_turn():
+    store = HashStore()
+    zero, one = ballots(store, 2, limit_s=0.05)
+    zero.cast(1, {})
+    with pytest.raises(BallotError):
+        zero.collect(1)
+    for turn in (1, 2):
+        one.cast(turn, {})
+    zero.cast(2, {})
+    zero.collect(2)
+    inside = PrefixStore("checkpoint", store)
+    assert not any(inside.check([f"{turn}/vote/{rank}"]) for turn in (1, 2) for rank in (0, 1))
+
+
 def test_a_store_that_is_gone_is_an_error_of_the_ballot():
     server = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=1), wait_for_workers=False)
     client = TCPStore("127.0.0.1", server.port, None, False, timedelta(seconds=1), wait_for_workers=False)

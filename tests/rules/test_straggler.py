@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from dist_train.rules.straggler import StepTimes, Straggler, straggler
+from dist_train.rules.straggler import StepTimes, Straggler, Streaks, straggler
 
 USUAL = StepTimes(data=0.010, forward=0.030, backward=0.050, communication=0.020, update=0.010)
 
@@ -56,3 +56,10 @@ def test_there_is_no_straggler_without_others_or_without_measurements():
     assert straggler([], ratio=1.3) is None
     assert straggler([USUAL], ratio=1.3) is None
     assert straggler([nothing, nothing], ratio=1.3) is None
+
+
+def test_only_a_worker_that_stays_slow_is_told_and_only_once() -> None:
+    slow, other, streaks = Straggler(1, "data", 2.0), Straggler(0, "data", 2.0), Streaks(length=3)
+    found = [slow, slow, None, slow, slow, slow, slow, other, other, other]
+    told = [streaks.after(one) for one in found]
+    assert told == [None, None, None, None, None, slow, None, None, None, other]

@@ -124,14 +124,14 @@ def test_images_are_checked(data, tmp_path):
             "task_options.paths: no file with text in the standard library",
         ),
         (config("text", {"paths": []}), "task_options.paths: no file with text in []"),
-        (config("text", {"context": 10**6}), "task_options.context: "),
+        (config("text", {"context": 10**8}), "task_options.context: "),
         (config("images"), "task_options.data_dir: missing; give a path"),
         (config("images", {"data_dir": 3}), "task_options.data_dir: expected a path, found 3"),
         (
             config("images", {"data_dir": "/not/here"}),
             "task_options.data_dir: there is no folder /not/here/train",
         ),
-        (config("images", {"data_dir": "~nobody\0/x"}), "task_options.data_dir: there is no folder"),
+        (config("images", {"data_dir": "~nobody_here/x"}), "task_options.data_dir: there is no folder"),
         (
             config("cifar10", {"data_dir": "/not/here"}),
             "task_options.data_dir: there is no file /not/here/data_",

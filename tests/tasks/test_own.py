@@ -27,7 +27,7 @@ class Needy:
 
 class Choosy:
     def __init__(self, model=None): self.chosen = model
-{METHODS.replace("def model", "def model")}
+{METHODS}
 
 class Incomplete:
     def model(self): ...
@@ -122,5 +122,5 @@ def test_what_is_wrong_is_told_in_one_line(attribute, more, line):
 
 def test_a_function_that_makes_no_task_is_refused_once_called():
     assert tasks.check(config("wrong")) == []
-    with pytest.raises(ConfigError, match="own_tasks_for_test.py:wrong lacks the methods model"):
+    with pytest.raises(ConfigError, match="wrong lacks the methods model"):
         tasks.make(config("wrong"))

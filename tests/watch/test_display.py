@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+from dataclasses import replace
 from typing import TextIO
 
 import pytest
@@ -89,6 +90,15 @@ def test_plain_lines_read_as_printed_here() -> None:
         "model          runs/digits/model.safetensors",
         "to continue    dist-train run digits.yaml --resume auto",
     ]
+
+
+def test_plain_training_lines_come_at_most_once_a_second_but_the_last_always() -> None:
+    stream, times = io.StringIO(), iter([0.0, 0.4, 1.1, 1.2])
+    display = PlainDisplay(LENGTH, stream, clock=lambda: next(times))
+    for step in (10, 20, 30, LENGTH.steps):
+        display.train(replace(TRAIN, step=step))
+    shown = [line.split("/")[0].split()[-1] for line in stream.getvalue().splitlines()]
+    assert shown == ["10", "30", str(LENGTH.steps)]
 
 
 def test_plain_lines_hold_no_control_characters() -> None:
