@@ -6,7 +6,6 @@ and the end of training are derived from that number here, once, for every mode 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from dist_train.config.schema import (
 )
 from dist_train.errors import ConfigError
 from dist_train.rules import schedule as rules
-from dist_train.rules.sampling import Position, updates_per_epoch
+from dist_train.rules.sampling import LastBatch, Position, micro_batches, updates_per_epoch
 from dist_train.rules.scaling import scaled_learning_rate
 
 
@@ -40,60 +39,104 @@ def samples_per_update(parallel: Parallel, train: Train, workers: int) -> int:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Conversions between epochs, steps and samples, for updates of ``batch`` samples."""
+
+    train_size: int
+    batch: int
+    last_batch: LastBatch
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return updates_per_epoch(self.train_size, self.batch, self.last_batch)
+
+    @property
+    def epoch(self) -> int:
+        """The samples that one epoch trains on: without the last ones where those are dropped."""
+        return min(self.train_size, self.updates_per_epoch * self.batch)
+
+    def samples(self, span: Span) -> int:
+        """Return the samples in ``span``, counted from the start of training; at least one."""
+        if span.samples is not None:
+            return span.samples
+        if span.epochs is not None:
+            return max(1, round(span.epochs * self.epoch))
+        assert span.steps is not None
+        epochs, rest = divmod(span.steps, self.updates_per_epoch)
+        return epochs * self.epoch + rest * self.batch
+
+    def updates_for(self, samples: int, offset: int = 0) -> int:
+        """Return how many updates it takes, from ``offset`` in an epoch on, to consume ``samples``."""
+        here = self.rest_of_epoch(offset)
+        left = samples - min(here * self.batch, self.train_size - offset)
+        if left <= 0:
+            return max(0, -(-samples // self.batch))
+        epochs, rest = divmod(left, self.epoch)
+        return here + epochs * self.updates_per_epoch + -(-rest // self.batch)
+
+    def rest_of_epoch(self, offset: int) -> int:
+        """Return how many updates are left in an epoch of which ``offset`` samples are consumed."""
+        left = self.train_size - offset
+        return left // self.batch if self.last_batch == "drop" else -(-left // self.batch)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The arithmetic of one run with a given number of workers and training samples."""
 
     workers: int
-    train_size: int
-    samples_per_epoch: int
-    samples_per_update: int
-    updates_per_epoch: int
-    total_updates: int
+    lengths: Lengths
     schedule: rules.Schedule
     length: Span
 
+    @property
+    def train_size(self) -> int:
+        return self.lengths.train_size
+
+    @property
+    def samples_per_update(self) -> int:
+        return self.lengths.batch
+
+    @property
+    def total_updates(self) -> int:
+        return self.updates_left(0, 0, Position(0, 0))
+
     def finished(self, updates: int, samples: int, position: Position) -> bool:
         """Say whether training is over, in the unit in which its length was given."""
-        if self.length.steps is not None:
-            return updates >= self.length.steps
-        if self.length.samples is not None:
-            return samples >= self.length.samples
-        assert self.length.epochs is not None
-        return position.epoch + position.offset / self.train_size >= self.length.epochs
+        return self.updates_left(updates, samples, position) == 0
 
     def samples_in(self, span: Span) -> int:
         """Convert a length of training to samples."""
-        return _Lengths(self.samples_per_epoch, self.samples_per_update, self.updates_per_epoch).samples(span)
+        return self.lengths.samples(span)
 
     def updates_left(self, updates: int, samples: int, position: Position) -> int:
         """Return how many updates are still to come from here."""
         if self.length.steps is not None:
             return max(0, self.length.steps - updates)
         if self.length.samples is not None:
-            epochs = (self.length.samples - samples) / self.samples_per_epoch
-        else:
-            assert self.length.epochs is not None
-            epochs = self.length.epochs - position.epoch - position.offset / self.train_size
-        return max(0, math.ceil(epochs * self.updates_per_epoch - 1e-9))
+            return self.lengths.updates_for(self.length.samples - samples, position.offset)
+        epoch, offset = divmod(self.schedule.total, self.lengths.epoch)
+        if position.epoch > epoch:
+            return 0
+        rest = self.lengths.rest_of_epoch(position.offset)
+        if position.epoch == epoch:
+            return min(rest, self.lengths.updates_for(offset - position.offset))
+        whole = (epoch - position.epoch - 1) * self.lengths.updates_per_epoch
+        return rest + whole + self.lengths.updates_for(offset)
 
 
 def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[rules.Rewarm] = ()) -> Plan:
     """Derive the plan; raise ConfigError where the data and the settings contradict each other."""
     batch = samples_per_update(config.parallel, config.train, workers)
     _refuse_impossible(config, workers, train_size, batch)
-    per_epoch = updates_per_epoch(train_size, batch, config.train.last_batch)
-    lengths = _Lengths(_samples_per_epoch(config, train_size, batch), batch, per_epoch)
+    lengths = Lengths(train_size, batch, config.train.last_batch)
     total = lengths.samples(config.train.length)
     peak = scaled_learning_rate(
         config.schedule.scaling, config.optimizer.lr, batch, config.schedule.base_batch
     )
     return Plan(
         workers=workers,
-        train_size=train_size,
-        samples_per_epoch=lengths.epoch,
-        samples_per_update=batch,
-        updates_per_epoch=per_epoch,
-        total_updates=lengths.updates(config.train.length),
+        lengths=lengths,
         schedule=rules.Schedule(
             peak=peak,
             total=total,
@@ -103,34 +146,6 @@ def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[r
         ),
         length=config.train.length,
     )
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """Conversions between epochs, steps and samples; ``epoch`` is the samples that one trains on."""
-
-    epoch: int
-    batch: int
-    updates_per_epoch: int
-
-    def samples(self, span: Span) -> int:
-        if span.samples is not None:
-            return span.samples
-        if span.epochs is not None:
-            return round(span.epochs * self.epoch)
-        assert span.steps is not None
-        epochs, rest = divmod(span.steps, self.updates_per_epoch)
-        return epochs * self.epoch + rest * self.batch
-
-    def updates(self, span: Span) -> int:
-        if span.steps is not None:
-            return span.steps
-        return math.ceil(self.samples(span) / self.epoch * self.updates_per_epoch - 1e-9)
-
-
-def _samples_per_epoch(config: Config, train_size: int, batch: int) -> int:
-    """Return the samples that one epoch trains on: without the last ones where those are dropped."""
-    return train_size - train_size % batch if config.train.last_batch == "drop" else train_size
 
 
 def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int) -> None:
@@ -146,9 +161,23 @@ def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int
             f"train.last_batch: dropping leaves nothing to train on, since one update takes {batch} samples "
             f"and the training set has {train_size}; set train.last_batch to keep or shrink the batch"
         )
+    if config.parallel.sync_batch_norm and _passes_differ(config.train, workers, train_size, batch):
+        raise ConfigError(
+            f"parallel.sync_batch_norm: some updates leave workers with different numbers of forward passes, "
+            f"and they meet in each one; set train.last_batch to drop or choose a batch that divides {train_size}"
+        )
 
 
-def _warmup(config: Config, lengths: _Lengths) -> rules.Warmup | None:
+def _passes_differ(train: Train, workers: int, train_size: int, batch: int) -> bool:
+    rest = train_size % batch if train.last_batch == "keep" else 0
+    for count in {min(batch, train_size), rest} - {0}:
+        first, last = (len(micro_batches(count, rank, workers, train.accumulate)) for rank in (0, workers - 1))
+        if first != last:
+            return True
+    return False
+
+
+def _warmup(config: Config, lengths: Lengths) -> rules.Warmup | None:
     warmup = config.schedule.warmup
     if isinstance(warmup, NoWarmup):
         return None
@@ -156,7 +185,7 @@ def _warmup(config: Config, lengths: _Lengths) -> rules.Warmup | None:
     return rules.Warmup(lengths.samples(warmup), start, gradual=warmup.kind == "gradual")
 
 
-def _decay(config: Config, lengths: _Lengths, total: int, peak: float) -> rules.Decay:
+def _decay(config: Config, lengths: Lengths, total: int, peak: float) -> rules.Decay:
     decay = config.schedule.decay
     if isinstance(decay, CosineDecay | CosineRestarts) and decay.min_lr > peak:
         raise ConfigError(

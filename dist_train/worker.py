@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Training:
     reporter: Reporter
     stop: StopAgreement
     profiler: Profiler
+    phase: Callable[[str, int], None]
 
 
 def work(config: Config, connection: Connection, given: Assignment, stop: StopAgreement) -> int:
@@ -71,7 +73,11 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
         learner = Learner(config, task, state, coupling, at)
         training = _open(config, connection, given, learner, stop, parts)
         interrupted = _train(training)
-        return _finish(training, connection, given, interrupted)
+        status = _finish(training, connection, given, interrupted)
+        stop.close()
+        # Nobody leaves while another one still needs the store, which lives with rank 0.
+        collective.barrier()
+        return status
 
 
 def _open(
@@ -95,12 +101,11 @@ def _open(
     announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
     learner.begin(plan)
     keeper = _open_keeper(config, connection, given, book, origin, state.counted.updates)
-    parts.callback(keeper.close)
     before = earlier(given.run_dir, state.counted.updates)
     profiler = open_profiler(config.logging.profile, given.run_dir, place.rank)
     parts.callback(profiler.stop)
     reporter = Reporter(book, config, plan, state.counted, place.attempt, before)
-    return Training(config, learner, keeper, reporter, stop, profiler)
+    return Training(config, learner, keeper, reporter, stop, profiler, connection.phase)
 
 
 def _open_keeper(
@@ -138,6 +143,7 @@ def _train(training: Training) -> bool:
         if due.validation:
             _validate(training)
         if due.checkpoint:
+            training.phase("saving", counted.updates)
             training.keeper.save(learner.state, learner.rate)
     return False
 
@@ -156,6 +162,7 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
         _validate(training)
     training.keeper.save(learner.state, learner.rate)
     training.keeper.settle(learner.state.counted.updates)
+    training.keeper.close()
     if interrupted:
         resume = f"dist-train run {given.run_dir / 'config.yaml'} --run-dir {given.run_dir}"
         reporter.finish("interrupted", given.run_dir, None, resume)

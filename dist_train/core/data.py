@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import multiprocessing
-import random
 import signal
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dist_train.config.schema import Data
-from dist_train.core.seeds import generators_untouched
+from dist_train.core.seeds import generators_untouched, seed_host
 from dist_train.errors import BadSample, TrainingError
 from dist_train.rules.sampling import (
     Draw,
@@ -115,10 +114,7 @@ class Samples(Dataset[Any]):
     def _fetch(self, epoch: int, index: int) -> Any:
         for candidate in range(index, index + self._budget + 1):
             index_in_range = candidate % size_of(self._dataset)
-            seed = sample_seed(self._seed, epoch, index_in_range)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_host(sample_seed(self._seed, epoch, index_in_range))
             try:
                 return self._dataset[index_in_range]
             except BadSample as bad:
@@ -160,9 +156,12 @@ def validation_batches(
     """Return a loader over this worker's part of the set, in order, and the size of each batch.
 
     The parts are disjoint and cover the set exactly; nothing is padded. A worker without a part gets one
-    sample of size zero, so that it knows the names of the metrics.
+    sample of size zero, so that it knows the names of the metrics. Raises TrainingError for an empty set.
     """
-    mine = split(size_of(dataset), workers)[rank]
+    size = size_of(dataset)
+    if size == 0:
+        raise TrainingError("the validation set is empty: have the task hold at least one sample out")
+    mine = split(size, workers)[rank]
     if not mine:
         return _loader(Samples(dataset, 0, data.bad_samples), [[(0, 0)]], data, pin), [0]
     parts = [

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dist_train.core.step import Numerics
+from dist_train.core.seeds import generators_untouched
+from dist_train.core.step import Numerics, batch_norms
 from dist_train.exchange.collective import Collective, mean_in_place
 from dist_train.task import Task
-
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Validator:
         sums: dict[str, Tensor] = {}
         was_training = model.training
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), generators_untouched(self.numerics.device):
             for batch, size in zip(self.loader, self.sizes, strict=True):
                 alive()
                 self._add(model, self.numerics.place(batch), size, sums)
@@ -48,7 +47,9 @@ class Validator:
             loss, predictions = self.task.loss(model, batch)
             measures = {"loss": loss, **self.task.metrics(predictions, batch)}
         for name, value in measures.items():
-            total = value.detach().double().mean() * size
+            mean = value.detach().double().mean()
+            # Of no samples the sum is zero, even where the measure of the stand-in is not finite.
+            total = mean * size if size else torch.zeros_like(mean)
             sums[name] = sums[name] + total if name in sums else total
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
@@ -84,8 +85,9 @@ def recomputed_statistics(
     """Give batch-norm layers the plain mean of the statistics of ``number`` training batches.
 
     Running averages lag behind when updates are large and few (Goyal et al. 2017, section 5.2, figure 4).
+    Frozen layers (in evaluation mode while the model trains) keep theirs, and so do the generators.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, BATCH_NORMS)]
+    layers = [layer for layer in batch_norms(model) if layer.training]
     if number == 0 or not layers:
         yield
         return
@@ -96,7 +98,7 @@ def recomputed_statistics(
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None
-        with torch.no_grad():
+        with torch.no_grad(), generators_untouched(numerics.device):
             for _ in range(number):
                 with numerics.context():
                     task.loss(model, numerics.place(next(batches)))

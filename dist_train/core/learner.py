@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from dist_train.config.schema import Config
 from dist_train.core.data import Order, Share, training_batches, validation_batches
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
+from dist_train.core.seeds import generators_untouched, seed_all
 from dist_train.core.state import State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
 from dist_train.core.timing import PHASES, StepClock
@@ -72,11 +73,17 @@ class Learner:
 
     @cached_property
     def train_data(self) -> Dataset[Any]:
-        return self.task.train_data()
+        return self._made_alike(self.task.train_data)
 
     @cached_property
     def validation_data(self) -> Dataset[Any]:
-        return self.task.validation_data()
+        return self._made_alike(self.task.validation_data)
+
+    def _made_alike(self, make: Callable[[], Dataset[Any]]) -> Dataset[Any]:
+        """Make a dataset from the run's seed: one that is drawn or split at random is the same everywhere."""
+        with generators_untouched(self._at.numerics.device):
+            seed_all(self.config.seed)
+            return make()
 
     def begin(self, plan: Plan) -> None:
         """Wrap the model for training and start loading at the state's position."""
@@ -85,6 +92,9 @@ class Learner:
         self._order = Order(config.seed, plan.train_size, plan.samples_per_update, config.train.last_batch)
         self._clock = StepClock(model, at.numerics.device)
         started = self.coupling.start(model)
+        if config.train.compile:
+            # In place: the model keeps its type and the names of its parameters.
+            started.module.compile()
         model.train()
         self._gradients = GradientHalf(
             self.task, started, self.coupling, at.numerics, self._clock, self._phase

@@ -21,6 +21,13 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_host(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generators; those of the GPUs, which dropout uses, stay."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 def worker_seed(seed: int, rank: int, samples: int) -> int:
     """Return the seed of one worker's own randomness (dropout), from ``samples`` trained on."""
     return sample_seed(seed, rank, samples)
@@ -56,12 +63,15 @@ def restore_generators(
 
 
 @contextmanager
-def generators_untouched() -> Iterator[None]:
-    """Leave Python's, NumPy's and torch's CPU generators as they were found."""
+def generators_untouched(device: torch.device | None = None) -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's generators (CPU, and ``device`` if a GPU) as they were found."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state(device) if device is not None and device.type == "cuda" else None
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
+        if device is not None and gpu is not None:
+            torch.cuda.set_rng_state(gpu, device)

@@ -6,7 +6,7 @@ What lies between the halves is the coupling's matter; every mode is this same s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,25 @@ class Numerics:
         return batch
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the model's batch-norm layers that keep running statistics."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in layers if layer.running_mean is not None]
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Have batch-norm layers use their running statistics and leave them as they are."""
+    layers = [layer for layer in batch_norms(model) if layer.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
 @dataclass(frozen=True)
 class GradientHalf:
     """Compute gradients: forward and backward over this worker's batches of one update."""
@@ -64,7 +83,8 @@ class GradientHalf:
         """Leave the gradient of the mean loss over the update's ``count`` samples in the parameters.
 
         ``sizes`` are the sizes of this worker's batches; empty when it has no share in the update and
-        joins the exchange with a gradient of zero. Adds the loss, summed over samples, to ``loss_sum``.
+        joins the exchange with a gradient of zero and leaves its batch-norm statistics alone. Adds the
+        loss, summed over samples, to ``loss_sum``.
         """
         shares = sizes or [0]
         for number, size in enumerate(shares, 1):
@@ -72,7 +92,7 @@ class GradientHalf:
             batch = self.numerics.place(self.clock.timed_next(batches))
             # Only the last backward pass of an update exchanges gradients.
             local = self.started.local() if number < len(shares) else nullcontext()
-            with local:
+            with local, nullcontext() if size else statistics_kept(self.started.module):
                 self._forward_backward(batch, size, count, loss_sum)
 
     def _forward_backward(self, batch: Any, size: int, count: int, loss_sum: Tensor) -> None:

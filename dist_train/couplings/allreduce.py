@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.schema import Parallel
 from dist_train.couplings import Started
+from dist_train.errors import ConfigError
 
 
 class AllReduce:
@@ -30,9 +31,11 @@ class AllReduce:
     def start(self, model: nn.Module) -> Started:
         if self._workers == 1:
             return Started(model, nullcontext)
-        if self._parallel.sync_batch_norm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         device = next(model.parameters()).device
+        if self._parallel.sync_batch_norm:
+            if device.type == "cpu":
+                raise ConfigError("parallel.sync_batch_norm: torch offers it on GPUs only; set it to false")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         with warnings.catch_warnings():
             # Its successor would still overwrite every worker's buffers with rank 0's at the start.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

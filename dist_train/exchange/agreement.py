@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -30,16 +31,25 @@ class StopAgreement:
     training loop at every step boundary.
     """
 
-    def __init__(self, store: KeyValueStore, rank: int, workers: int, patience_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        store: KeyValueStore,
+        rank: int,
+        workers: int,
+        patience_s: float = 60.0,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._store = store
         self._rank = rank
         self._pledge_keys = [f"stop/pledge/{peer}" for peer in range(workers)]
         self._patience_s = patience_s
+        self._pause = pause
         self._lock = threading.Lock()
         self._next_boundary = 0
         self._requested: str | None = None
         self._pledge: int | None = None
         self._target: int | None = None
+        self._closed = False
         self.reason = ""
 
     def request(self, reason: str) -> None:
@@ -49,13 +59,18 @@ class StopAgreement:
     def poll(self) -> None:
         """Look for a request and make this worker's pledge; a few microseconds while there is none."""
         with self._lock:
-            if self._target is not None:
+            if self._target is not None or self._closed:
                 return
             if self._pledge is None:
                 self._pledge_if_asked()
             if self._pledge is not None and self._store.check(self._pledge_keys):
                 self._target = max(int(self._store.get(key)) for key in self._pledge_keys)
                 self.reason = self._store.get("stop/reason").decode()
+
+    def close(self) -> None:
+        """Look no more: training is over, and the store may go."""
+        with self._lock:
+            self._closed = True
 
     def _pledge_if_asked(self) -> None:
         if self._requested is not None:
@@ -91,4 +106,4 @@ class StopAgreement:
                 if time.monotonic() > deadline:
                     silent = [r for r, key in enumerate(self._pledge_keys) if not self._store.check([key])]
                     raise TimeoutError(f"ranks {silent} have not answered the request to stop")
-                time.sleep(0.002)
+                self._pause(0.002)

@@ -62,7 +62,8 @@ class TorchCollective:
 
 def mean_in_place(collective: Collective, tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over the workers, with one sum for each type of element."""
-    for dtype in {tensor.dtype for tensor in tensors}:
+    # In the order of the tensors, which is the same on every worker; that of a set would not be.
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         same = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = collective.sum(torch.cat([tensor.reshape(-1) for tensor in same])) / collective.workers
         for tensor, piece in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):

@@ -104,8 +104,9 @@ def after_failure(attempts: Sequence[Attempt], limits: Limits) -> Restart | Stop
 
 def _same(one: Attempt, other: Attempt) -> bool:
     first, second = one.failure, other.failure
-    # Not the rank: an error that all workers make is reported by whichever comes first.
-    return (one.place, first.kind, first.error) == (other.place, second.kind, second.error)
+    # An error that all workers make is reported by whichever comes first; a kill strikes one of them.
+    same_worker = first.rank == second.rank or not second.killed
+    return (one.place, first.kind) == (other.place, second.kind) and same_worker
 
 
 def _restarts_in_vain(attempts: Sequence[Attempt]) -> int:

@@ -58,7 +58,7 @@ def straggler(times: Sequence[StepTimes], ratio: float, least_s: float = 1e-3) -
 
 class Streaks:
     """Tells a worker that is slow for good from one that was slow once: names it when it has been the
-    straggler of ``length`` measurements in a row, and then not again until another one was faster."""
+    straggler of ``length`` measurements in a row, and not again while that goes on."""
 
     def __init__(self, length: int = 3) -> None:
         self._length = length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dist_train.core.step import Numerics
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.exchange.collective import Alone, Collective, TorchCollective
 from dist_train.exchange.handshake import Facts, handshake
-from dist_train.runtime.place import Place
+from dist_train.runtime.place import Place, set_unless_given
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,10 @@ class Connection:
 
     @contextmanager
     def collective(self, facts: Facts) -> Iterator[Collective]:
-        """Compare ``facts`` with all workers, then open the group; close it at the end.
+        """Compare ``facts`` with all workers, then open the group; close it when all went well.
 
-        Raises Mismatch when the workers differ, TrainingError when some never came.
+        Raises Mismatch when the workers differ, TrainingError when some never came. After a failure the
+        group is left as it is: to close it could wait for peers that have gone.
         """
         place = self.place
         handshake(
@@ -76,10 +76,8 @@ class Connection:
             timeout=self.timeout,
             device_id=self.device if cuda else None,
         )
-        try:
-            yield TorchCollective()
-        finally:
-            dist.destroy_process_group()
+        yield TorchCollective()
+        dist.destroy_process_group()
 
 
 def connect(place: Place, parallel: Parallel, phase: Callable[[str, int], None]) -> Connection:
@@ -102,12 +100,14 @@ def choose_device(place: Place, parallel: Parallel) -> torch.device:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if parallel.device == "cpu" or (parallel.device == "auto" and not available):
         return torch.device("cpu")
-    if place.local_rank >= available:
+    # Slurm may show each task its own GPU only, as number 0.
+    index = 0 if place.started_by == "srun" and available == 1 else place.local_rank
+    if index >= available:
         raise ConfigError(
             f"parallel.workers: {place.local_workers} workers on {place.host} but {available} GPUs; start at "
             "most one worker per GPU, or set parallel.device to cpu"
         )
-    device = torch.device("cuda", place.local_rank)
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
@@ -121,7 +121,7 @@ def numerics_of(config: Config, device: torch.device) -> Numerics:
     """Set torch's global switches as the configuration asks and return how numbers are held."""
     deterministic = config.train.deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        set_unless_given("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Numerics(device, config.train.precision == "bf16", config.train.channels_last)

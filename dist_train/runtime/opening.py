@@ -24,7 +24,10 @@ def with_workers(config: Config, workers: int) -> Config:
 
 
 def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
-    """Return the configuration with its workers counted; raise ConfigError naming all that cannot work."""
+    """Return the configuration with its workers, all of them on this machine, counted.
+
+    Raises ConfigError naming all that cannot work.
+    """
     problems = tasks.check(config)
     gpus = 0 if config.parallel.device == "cpu" else layout.gpu_count(variables)
     wanted = config.parallel.workers

@@ -1,4 +1,4 @@
-"""Where this process stands among the workers of its run. The environment is read here and nowhere else."""
+"""Where this process stands among the workers of its run, as the environment tells it."""
 
 from __future__ import annotations
 
@@ -57,12 +57,16 @@ def find_place(environment: Mapping[str, str] | None = None) -> Place | None:
     return None
 
 
+def set_unless_given(variable: str, text: str) -> None:
+    """Set a variable that libraries read when they start, unless the user has set it."""
+    os.environ.setdefault(variable, text)
+
+
 def _from_torchrun(env: Mapping[str, str]) -> Place:
     rank, workers = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
     if not 0 <= rank < workers:
         raise ConfigError(f"environment: RANK={rank} is outside WORLD_SIZE={workers}")
     launched = "DIST_TRAIN_LAUNCHER_PID" in env
-    listen_fd = env.get("DIST_TRAIN_LISTEN_FD")
     pulse = env.get("DIST_TRAIN_PULSE")
     return Place(
         rank=rank,
@@ -74,7 +78,7 @@ def _from_torchrun(env: Mapping[str, str]) -> Place:
         attempt=_integer(env, "DIST_TRAIN_ATTEMPT" if launched else "TORCHELASTIC_RESTART_COUNT", 0),
         started_by="launcher" if launched else "torchrun",
         agent_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        listen_fd=int(listen_fd) if listen_fd is not None else None,
+        listen_fd=_integer(env, "DIST_TRAIN_LISTEN_FD") if "DIST_TRAIN_LISTEN_FD" in env else None,
         pulse=Path(pulse) if pulse is not None else None,
         launcher_pid=_integer(env, "DIST_TRAIN_LAUNCHER_PID") if launched else None,
     )
@@ -83,7 +87,7 @@ def _from_torchrun(env: Mapping[str, str]) -> Place:
 def _from_slurm(env: Mapping[str, str]) -> Place:
     job, step = _integer(env, "SLURM_JOB_ID"), _integer(env, "SLURM_STEP_ID")
     workers = _integer(env, "SLURM_STEP_NUM_TASKS")
-    nodes = _integer(env, "SLURM_STEP_NUM_NODES", 1)
+    nodes = max(1, _integer(env, "SLURM_STEP_NUM_NODES", 1))
     return Place(
         rank=_integer(env, "SLURM_PROCID"),
         workers=workers,

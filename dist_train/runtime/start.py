@@ -22,7 +22,7 @@ from dist_train.runtime.opening import (
     write_down,
     write_failure,
 )
-from dist_train.runtime.place import Place, find_place
+from dist_train.runtime.place import find_place
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ def run_request(request: Request) -> int:
 def train(config: Config, run_dir: Path | str | None = None, resume: str = "auto") -> dict[str, Any]:
     """Train with local workers and return the summary (as in ``summary.json``).
 
-    Under torchrun or srun this process becomes one of the workers. Raises ConfigError when the
-    configuration is refused, TrainingError when training fails; an interrupted run returns its summary.
+    Raises ConfigError when the configuration is refused, and in a process that is itself a worker of
+    torchrun or srun; TrainingError when training fails. An interrupted run returns its summary.
     """
-    place = find_place()
     directory = None if run_dir is None else Path(run_dir)
-    if place is not None:
+    if find_place() is not None:
         raise ConfigError(
             "train() starts workers itself; under torchrun or srun use: -m dist_train run CONFIG.yaml"
         )
@@ -127,10 +126,8 @@ def dry_run_text(request: Request) -> str:
 
     source = request.config
     config = load_config(source if isinstance(source, Path) else dict(source), request.overrides)
-    place = find_place() or Place()
-    config = (
-        refuse_impossible(config, os.environ) if place.workers == 1 else with_workers(config, place.workers)
-    )
+    place = find_place()
+    config = refuse_impossible(config, os.environ) if place is None else with_workers(config, place.workers)
     workers = int(config.parallel.workers)
     plan = make_plan(config, workers, size_of(tasks.make(config).train_data()))
     rows = {**arithmetic(config, plan)}

@@ -11,12 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dist_train import tasks
 from dist_train.config import Config
 from dist_train.errors import FAILED, REFUSED, ConfigError, Mismatch
 from dist_train.rules.liveness import Limits
 from dist_train.runtime import children
 from dist_train.runtime import run_dir as layout
-from dist_train.runtime.opening import open_run_directory, refuse_impossible, write_failure
+from dist_train.runtime.opening import open_run_directory, write_failure
 from dist_train.runtime.place import Place
 from dist_train.runtime.pulse import PulseWriter
 from dist_train.runtime.signals import StopSignals
@@ -108,7 +109,9 @@ def _run(
             directory = run_dir or layout.create(Path("runs"), config.name)
             if not place.launched:
                 held.enter_context(layout.Lock(directory))
-                open_run_directory(refuse_impossible(config, os.environ), directory, resume, os.environ)
+                if problems := tasks.check(config):
+                    raise ConfigError(problems)
+                open_run_directory(config, directory, resume, os.environ)
             return {"run_dir": str(directory), "attempt": uuid.uuid4().hex[:12]}
 
         settled = connection.from_rank_0("assignment", settle)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.config import Config, dump_config
+from dist_train.config.schema import Span
 from dist_train.core.keeper import Origin
 from dist_train.core.state import Counted
 from dist_train.plan import Plan
@@ -38,14 +39,14 @@ def arithmetic(config: Config, plan: Plan) -> dict[str, str]:
     batch, schedule = plan.samples_per_update, plan.schedule
     facts = {
         "global batch": _batch_text(config, plan),
-        "epoch": f"{plan.train_size:,} samples = {plan.updates_per_epoch:,} steps of {batch:,}"
+        "epoch": f"{plan.train_size:,} samples = {plan.lengths.updates_per_epoch:,} steps of {batch:,}"
         + ("" if plan.train_size % batch == 0 else f", the last one {LAST_BATCH[config.train.last_batch]}"),
         "training": f"{plan.total_updates:,} steps = {schedule.total:,} samples"
-        f" = {schedule.total / plan.train_size:.4g} epochs",
+        f" = {schedule.total / plan.lengths.epoch:.4g} epochs",
         "learning rate": _rate_text(config, plan),
     }
     if schedule.warmup is not None:
-        warmup, updates = schedule.warmup, -(-schedule.warmup.samples // batch)
+        warmup, updates = schedule.warmup, plan.lengths.updates_for(schedule.warmup.samples)
         shape = "gradual" if warmup.gradual else "constant"
         used = "" if warmup.start_lr < schedule.peak else "; not used, since the rate does not rise"
         facts["warmup"] = (
@@ -55,7 +56,8 @@ def arithmetic(config: Config, plan: Plan) -> dict[str, str]:
     decay = config.schedule.decay.model_dump(exclude={"kind"}, exclude_none=True)
     settings = ", ".join(f"{name} {value}" for name, value in decay.items())
     facts["decay"] = f"{config.schedule.decay.kind}{f' ({settings})' if settings else ''}"
-    facts["last learning rate"] = f"{learning_rate(schedule, max(0, schedule.total - batch)):.6g}"
+    before_last = plan.samples_in(Span(steps=plan.total_updates - 1)) if plan.total_updates > 1 else 0
+    facts["last learning rate"] = f"{learning_rate(schedule, before_last):.6g}"
     return facts
 
 
@@ -119,7 +121,7 @@ def open_logbook(config: Config, plan: Plan, run_dir: Path, place: Place, counte
     """Open the book where the state is; every rank but 0 gets one that writes nothing."""
     if place.rank != 0:
         return NoLogbook()
-    epochs = plan.schedule.total / plan.train_size
+    epochs = plan.schedule.total / plan.lengths.epoch
     step = counted.updates
     steps = step + plan.updates_left(step, counted.samples, counted.position)
     display = open_display(Length(steps, plan.schedule.total, epochs))

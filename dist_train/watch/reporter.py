@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Reporter:
     def validated(self, metrics: Mapping[str, float], seconds: float) -> None:
         """Report a validation; the best is the one of the lowest loss."""
         self._metrics = dict(metrics)
-        if self._best is None or not metrics["loss"] >= self._best["loss"]:
+        if self._best is None or isnan(self._best["loss"]) or metrics["loss"] < self._best["loss"]:
             self._best = {"step": self._counted.updates, **metrics}
         line = ValLine(
             step=self._counted.updates,

@@ -42,8 +42,9 @@ def test_zero_gammas_can_be_left_out():
 def test_the_last_layer_starts_small_and_the_convolutions_by_fan_out(model):
     assert model.head.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert (model.head.bias == 0).all()
-    conv = model.blocks[-1].conv2
-    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.02)
+    expand = model.blocks[-1].conv3
+    assert expand.weight.shape == (2048, 512, 1, 1)
+    assert expand.weight.std().item() == pytest.approx(math.sqrt(2 / 2048), rel=0.02)
 
 
 def test_a_224_pixel_image_leaves_the_blocks_as_7_by_7():

@@ -62,10 +62,22 @@ def test_the_same_step_failing_twice_stops_with_another_failure_in_between():
     assert isinstance(after_failure(again, LIMITS), Stop)
 
 
+def test_the_same_error_counts_as_such_whichever_worker_reports_it_and_however_it_is_worded():
+    first = failure(412, rank=0, error="RuntimeError: no answer for 30.1 s")
+    second = failure(412, rank=1, error="RuntimeError: no answer for 30.2 s")
+    assert isinstance(after_failure([Attempt(400, first), Attempt(400, second)], LIMITS), Stop)
+
+
 def test_the_same_step_failing_otherwise_restarts():
-    first = Attempt(400, failure(412, rank=1))
-    for other in (failure(412, rank=0), failure(412, rank=1, kind="ValueError"), failure(413, rank=1)):
+    first = Attempt(400, failure(412))
+    for other in (failure(412, kind="ValueError"), failure(413)):
         assert isinstance(after_failure([first, Attempt(400, other)], LIMITS), Restart)
+
+
+def test_different_workers_killed_at_the_same_step_are_different_failures():
+    killed = [Attempt(400, failure(412, rank, kind="SIGKILL", killed=True)) for rank in (0, 1, 0)]
+    assert after_failure(killed[:2], LIMITS) == Restart(2.0)
+    assert isinstance(after_failure(killed, LIMITS), Stop)
 
 
 def test_an_error_in_the_first_start_up_stops_at_once():

@@ -81,9 +81,10 @@ def run(tmp_path):
         return result
 
     yield run
-    assert [
-        child for child in psutil.Process().children() if str(tmp_path) in " ".join(child.cmdline())
-    ] == []
+    left = [child for child in psutil.Process().children() if str(tmp_path) in " ".join(child.cmdline())]
+    for child in left:
+        child.kill()
+    assert left == []
 
 
 def log(tmp_path, rank):
@@ -236,6 +237,29 @@ def test_an_exit_without_a_report_quotes_the_log(run):
 
 
 @pytest.mark.processes
+def test_an_attempt_is_not_explained_by_the_log_of_the_one_before(run):
+    result = run(
+        """
+        pulse.phase("data", 5 + attempt)
+        if attempt == 0:
+            print("first words", file=sys.stderr, flush=True)
+        os._exit(3)
+        """,
+        workers=1,
+        max_restarts=1,
+        max_backoff_s=0.01,
+    )
+    failures = [event["error"] for event in result.named("failure")]
+    assert failures[:2] == ["exit status 3: first words", "exit status 3: nothing in its log"]
+
+
+@pytest.mark.processes
+def test_the_end_of_a_worker_is_noticed_without_waiting_for_the_next_poll(run, monkeypatch):
+    monkeypatch.setattr("dist_train.runtime.launcher.POLL_S", 600.0)
+    assert run("sys.exit(75 * rank)").status == 75
+
+
+@pytest.mark.processes
 def test_a_killed_worker_is_named_with_its_signal_and_place(run):
     result = run(
         """
@@ -324,10 +348,10 @@ def test_the_same_step_failing_twice_ends_the_run(run):
 
 @pytest.mark.processes
 def test_crash_reports_of_an_earlier_launch_are_kept_apart(run, tmp_path):
-    for _ in range(2):
+    for _ in range(3):
         assert run("fail(RuntimeError('boom'))", workers=1, max_restarts=0).status == 1
     crashes = sorted(path.name for path in (tmp_path / "crash").iterdir())
-    assert crashes == ["rank_00000.attempt_0.json", "rank_00000.json"]
+    assert crashes == ["rank_00000.attempt_0.json", "rank_00000.attempt_1.json", "rank_00000.json"]
 
 
 @pytest.mark.processes
@@ -545,11 +569,17 @@ def test_workers_die_with_their_launcher_however_it_dies(tmp_path):
     )
     paths = [tmp_path / f"pid_{rank}" for rank in range(2)]
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path), body]) as launcher:
-        wait_until(lambda: all(path.exists() for path in paths))
-        workers = [int(path.read_text()) for path in paths]
-        assert not any(gone(pid) for pid in workers)
-        launcher.send_signal(signal.SIGKILL)
-    wait_until(lambda: all(gone(pid) for pid in workers))
+        try:
+            wait_until(lambda: all(path.exists() for path in paths))
+        finally:
+            launcher.send_signal(signal.SIGKILL)
+    workers = [int(path.read_text()) for path in paths]
+    try:
+        wait_until(lambda: all(gone(pid) for pid in workers))
+    finally:
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.processes

@@ -58,6 +58,7 @@ def test_a_directory_is_free_again_after_the_run(tmp_path):
     for _ in range(2):
         with Lock(tmp_path / "new"):
             pass
+        assert (tmp_path / "new" / run_dir.LOCK).read_text() == ""
 
 
 def test_a_refused_run_leaves_the_owner_in_place(tmp_path):
@@ -109,6 +110,12 @@ def test_a_lock_left_by_another_host_is_taken_when_nobody_touches_it(tmp_path):
     with Lock(tmp_path, say=said.append, patience_s=0.2):
         assert f'"pid": {os.getpid()}' in (tmp_path / run_dir.LOCK).read_text()
     assert "process 123 on host elsewhere" in said[0]
+
+
+def test_what_the_kernel_says_counts_more_than_what_the_lock_file_says(tmp_path):
+    leave_lock(tmp_path)
+    with Lock(tmp_path):
+        pass
 
 
 def test_without_file_locks_a_living_process_of_this_host_keeps_its_directory(tmp_path, monkeypatch):

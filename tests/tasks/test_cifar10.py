@@ -56,6 +56,7 @@ def test_a_training_image_is_a_crop_of_the_padded_image_or_of_its_mirror(folder)
     training = Cifar10(folder).train_data()
     random.seed(0)
     seen = [crops[training[0][0][0].numpy().tobytes()] for _ in range(600)]
+    assert len({(y, x) for y, x, _ in seen}) > 60  # of 81: the two are drawn apart
     assert {y for y, _, _ in seen} == {x for _, x, _ in seen} == set(range(9))
     assert sum(step == -1 for _, _, step in seen) == pytest.approx(300, abs=50)
 

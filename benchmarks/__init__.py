@@ -1,0 +1,1 @@
+"""How dist_train compares with other trainers: ``python -m benchmarks.run``."""

@@ -1,0 +1,77 @@
+"""What all contestants train: the same model, the same data in memory, the same batch, the same loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from benchmarks.turns import Turn
+
+BATCH = 32  # per worker
+SAMPLES = 4096
+CLASSES = 10
+LEARNING_RATE = 0.01
+MOMENTUM = 0.9
+LOG_EVERY = 10
+
+SHAPES = {"resnet": (3, 32, 32), "mlp": (784,)}
+
+
+def make_model(workload: str) -> nn.Module:
+    """Make the small ResNet (0.27 million parameters) or the wide MLP (10 million)."""
+    if workload == "resnet":
+        from dist_train.models.cifar_resnet import CifarResNet
+
+        return CifarResNet(classes=CLASSES, depth=20)
+    return nn.Sequential(
+        nn.Linear(784, 2800), nn.ReLU(), nn.Linear(2800, 2800), nn.ReLU(), nn.Linear(2800, CLASSES)
+    )
+
+
+def make_columns(workload: str, samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
+    """Make random inputs (samples, ...) and labels (samples,)."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn((samples, *SHAPES[workload]), generator=generator)
+    return inputs, torch.randint(CLASSES, (samples,), generator=generator)
+
+
+@dataclass(frozen=True)
+class Memory(Dataset[tuple[Tensor, Tensor]]):
+    """Samples in memory that a DataLoader fetches a whole batch at a time; collate with ``whole``."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.labels[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        return self.inputs[rows], self.labels[rows]
+
+
+def whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Collate what has come as one batch."""
+    return batch
+
+
+@cache
+def _turn() -> Turn:
+    return Turn()
+
+
+def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the mean loss and the predictions. Every step of every contestant begins its turn here."""
+    _turn().step_begins()
+    inputs, labels = batch
+    predictions = model(inputs)
+    return F.cross_entropy(predictions, labels), predictions
