@@ -70,8 +70,9 @@ def _turn() -> Turn:
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the mean loss and the predictions. Every step of every contestant begins its turn here."""
-    _turn().step_begins()
+    """Return the mean loss and the predictions. In every contestant a step of training begins here."""
+    if model.training:
+        _turn().step_begins()
     inputs, labels = batch
     predictions = model(inputs)
     return F.cross_entropy(predictions, labels), predictions

@@ -163,16 +163,18 @@ def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int
         )
     if config.parallel.sync_batch_norm and _passes_differ(config.train, workers, train_size, batch):
         raise ConfigError(
-            f"parallel.sync_batch_norm: some updates leave workers with different numbers of forward passes, "
-            f"and they meet in each one; set train.last_batch to drop or choose a batch that divides {train_size}"
+            "parallel.sync_batch_norm: the workers meet in every forward pass, but some updates leave them "
+            "different numbers of passes; set train.last_batch to drop, or use batches that divide the "
+            f"{train_size} samples"
         )
 
 
 def _passes_differ(train: Train, workers: int, train_size: int, batch: int) -> bool:
     rest = train_size % batch if train.last_batch == "keep" else 0
-    for count in {min(batch, train_size), rest} - {0}:
-        first, last = (len(micro_batches(count, rank, workers, train.accumulate)) for rank in (0, workers - 1))
-        if first != last:
+    ends = (0, workers - 1)
+    for count in (min(batch, train_size), rest):
+        most, least = (len(micro_batches(count, rank, workers, train.accumulate)) for rank in ends)
+        if most != least:
             return True
     return False
 

@@ -28,7 +28,7 @@ from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.handshake import Facts
 from dist_train.rules.timetable import Timetable
 from dist_train.runtime.connect import Connection, describe_device, numerics_of
-from dist_train.watch.logbook import Logbook
+from dist_train.watch.logbook import Logbook, with_warning
 from dist_train.watch.opening import Scene, announce, earlier, open_logbook
 from dist_train.watch.profile import Profiler, open_profiler
 from dist_train.watch.reporter import Reporter
@@ -118,7 +118,8 @@ def _open_keeper(
     committer = Committer(folder, rank, workers, given.attempt, ballot, retention)
     config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
     saved_step = step if origin.path is not None and origin.path.parent == folder else None
-    return Keeper(Saver(committer, book.event), rank, rank == 0, config_hash, saved_step)
+    saver = Saver(committer, lambda event: book.event(with_warning(event)))
+    return Keeper(saver, rank, rank == 0, config_hash, saved_step)
 
 
 def _train(training: Training) -> bool:
@@ -160,9 +161,7 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     connection.phase("finishing", learner.state.counted.updates)
     if not interrupted and not reporter.has_validated:
         _validate(training)
-    training.keeper.save(learner.state, learner.rate)
-    training.keeper.settle(learner.state.counted.updates)
-    training.keeper.close()
+    training.keeper.finish(learner.state, learner.rate)
     if interrupted:
         resume = f"dist-train run {given.run_dir / 'config.yaml'} --run-dir {given.run_dir}"
         reporter.finish("interrupted", given.run_dir, None, resume)

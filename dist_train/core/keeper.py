@@ -19,7 +19,7 @@ from dist_train.core.checkpoint import (
     steps_in,
     verify,
 )
-from dist_train.core.commit import Outcome, clean
+from dist_train.core.commit import clean
 from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
 from dist_train.core.state import State
@@ -153,11 +153,17 @@ class Keeper:
         self._saver.save(step, Facts(state.counted.samples, self._config_hash), parts)
         self._saved_step = step
 
-    def settle(self, step: int) -> None:
-        """Wait for the disk; raises TrainingError when the state of ``step`` was not saved."""
-        outcome: Outcome | None = self._saver.wait()
-        if outcome is not None and outcome.step == step and outcome.path is None:
-            raise TrainingError(f"the checkpoint of step {step} could not be written: {outcome.reason}")
+    def finish(self, state: State, rate: float) -> None:
+        """Save the last state, once more if the first try fails, and wait for the disk.
 
-    def close(self) -> None:
-        self._saver.close()
+        Raises TrainingError when it could not be saved.
+        """
+        reason = None
+        for _ in range(2):
+            self.save(state, rate)
+            outcome = self._saver.wait()
+            if outcome is None or outcome.path is not None:
+                self._saver.close()
+                return
+            self._saved_step, reason = None, outcome.reason
+        raise TrainingError(f"the checkpoint of step {state.counted.updates} could not be written: {reason}")

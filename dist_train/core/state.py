@@ -52,9 +52,11 @@ class State:
     def shared_part(self) -> Part:
         """Return what all workers hold alike: learnt, chosen and counted. The tensors are the live ones."""
         model = self.tensors()
+        # Buffers may well hold infinities, such as a causal mask; parameters never should.
+        parameters = frozenset(name for name, _ in self.model.named_parameters())
         return join(
             {
-                "model": Part(model, finite=frozenset(model)),
+                "model": Part(model, finite=parameters & model.keys()),
                 "optimizer": flatten_optimizer(self.optimizer),
                 "chosen": Part(values=asdict(self.chosen)),
                 "counted": Part(values=asdict(self.counted)),

@@ -85,7 +85,7 @@ def position(line: TrainLine, length: Length, rate: float) -> list[Figure]:
     return [
         ("step", f"{line.step:>{len(steps)},}/{steps}"),
         ("ETA", f"{left:>{len('59m 59s')}}"),
-        ("epoch", f"{line.epoch:>{len(epochs)}.2f}/{length.epochs:g}"),
+        ("epoch", f"{line.epoch:>{len(epochs)}.2f}/{length.epochs:.4g}"),
     ]
 
 

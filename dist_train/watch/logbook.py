@@ -105,3 +105,10 @@ class RunLogbook:
 def stamped(event: Mapping[str, Any]) -> dict[str, Any]:
     """Add the time of day to an event, for people; nothing is decided by it."""
     return {"time": round(time.time(), 3), **event}
+
+
+def with_warning(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a saver's event what a person should hear of it: a failure, not a success."""
+    if event["event"] != "checkpoint_failed":
+        return dict(event)
+    return {**event, "warning": f"the checkpoint of step {event['step']} was not written: {event['reason']}"}

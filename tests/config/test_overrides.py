@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -141,6 +142,16 @@ def test_a_wrong_override_is_named(words: list[str], expected: list[str]) -> Non
     with pytest.raises(ConfigError) as caught:
         load_config(SOURCE, words)
     assert list(caught.value.problems) == expected
+
+
+def test_what_an_override_replaced_is_not_named_after_the_file(read: Callable[..., Config]) -> None:
+    text = "name: x\ntask: t\ntrain: {epochs: 1, batch_size: 2}\noptimizer: {name: sgd, lr: 1}\n"
+    word = "train={epochs: -1, batch_size: 1}"
+    with pytest.raises(ConfigError) as caught:
+        read(text, word)
+    assert list(caught.value.problems) == [
+        f'override "{word}": train.epochs: expected a number above 0 or null, found -1'
+    ]
 
 
 def test_an_override_makes_the_sections_it_needs() -> None:

@@ -54,6 +54,16 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     ),
     ("model: {name: m, 3: 4}", ["5:18: model[3]: a key must be text; put it in quotes"]),
     ("task_options: {3: 4}", ["5:16: task_options[3]: a key must be text; put it in quotes"]),
+    # What stands under a misspelt key is read as what was meant: it hides no problem and causes none.
+    (
+        "dta: {loaders: abc}",
+        [
+            "5:1: dta: unknown key; did you mean data?",
+            "5:16: data.loaders: expected a whole number of at least 0, found 'abc'",
+        ],
+    ),
+    ("data: {prefetsh: abc}", ["5:8: data.prefetsh: unknown key; did you mean prefetch?"]),
+    ("shedule: {decay: cosine}", ["5:1: shedule: unknown key; did you mean schedule?"]),
     # Keys given twice.
     ("seed: 1\nseed: 2", ["6:1: seed: given twice (first in line 5); keep one of them"]),
     ("task: text", ["5:1: task: given twice (first in line 2); keep one of them"]),

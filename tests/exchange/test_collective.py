@@ -87,7 +87,8 @@ def test_two_processes_sum_and_gather_in_the_order_of_their_ranks(tmp_path: Path
     context = torch.multiprocessing.get_context("spawn")
     answers = context.Queue()
     workers = [
-        context.Process(target=_one_of_two, args=(rank, tmp_path / "store", answers)) for rank in (0, 1)
+        context.Process(target=_one_of_two, args=(rank, tmp_path / "store", answers), daemon=True)
+        for rank in (0, 1)
     ]
     for worker in workers:
         worker.start()

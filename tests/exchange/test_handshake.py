@@ -53,7 +53,7 @@ def meet(facts: Mapping[int, Facts], store: Any = None) -> dict[int, str]:
 
 
 def test_workers_that_agree_pass() -> None:
-    assert meet({rank: FACTS for rank in range(3)}) == {}
+    assert meet(dict.fromkeys(range(3), FACTS)) == {}
 
 
 def test_equal_facts_in_another_order_pass() -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_closed_pulse_is_not_frozen():
     assert ranks(beat(phase="finishing", silent=float("-inf"))) == ()
 
 
-@pytest.mark.parametrize(("early", "late"), list(zip(PHASES[1:], PHASES[2:], strict=False)))
+@pytest.mark.parametrize(("early", "late"), list(pairwise(PHASES[1:])))
 def test_the_worker_in_the_earlier_phase_is_named_not_those_that_wait_for_it(early, late):
     assert ranks(beat(0, phase=late, since=40.0), beat(1, phase=early, since=40.0)) == (1,)
 

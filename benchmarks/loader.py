@@ -1,0 +1,79 @@
+"""How fast images are decoded and collated, against torch's plain DataLoader over the same dataset."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dist_train.config.schema import Data
+from dist_train.core.data import Order, Share, training_batches
+from dist_train.rules.sampling import Position
+from dist_train.tasks.images import Images
+
+BATCH = 32
+BATCHES = 6
+IMAGES = 128
+LOADERS = (0, 1, 2)
+
+
+def make_images(folder: Path) -> None:
+    """Write JPEGs of 400 by 300 pixels: a gradient under noise, in two classes."""
+    random = np.random.default_rng(0)
+    gradient = np.linspace(0, 200, 400)[None, :, None] * np.linspace(0.3, 1, 300)[:, None, None]
+    for number in range(IMAGES):
+        target = folder / "train" / f"class_{number % 2}"
+        target.mkdir(parents=True, exist_ok=True)
+        pixels = gradient + random.uniform(0, 55, (300, 400, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(target / f"{number}.jpg", quality=90)
+
+
+def ours(task: Images, loaders: int) -> Iterator[Any]:
+    order, share = Order(0, IMAGES, BATCH, "drop"), Share(0, 1, 1)
+    return training_batches(task.train_data(), order, share, Position(0, 0), Data(loaders=loaders), pin=False)
+
+
+def plain(task: Images, loaders: int) -> Iterator[Any]:
+    loader = DataLoader(
+        task.train_data(), BATCH, shuffle=True, num_workers=loaders, persistent_workers=loaders > 0
+    )
+    while True:
+        yield from loader
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Return seconds per batch for each loader and number of loading processes, round for round."""
+    torch.set_num_threads(1)
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        make_images(Path(temporary))
+        task = Images(data_dir=Path(temporary))
+        for loaders in LOADERS:
+            streams = {f"dist_train_{loaders}": ours(task, loaders), f"plain_{loaders}": plain(task, loaders)}
+            seconds |= _alternate(streams, rounds)
+    return {"batch": BATCH, "seconds_per_batch": seconds}
+
+
+def _alternate(streams: dict[str, Iterator[Any]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in streams}
+    for stream in streams.values():
+        _draw(stream)
+    for number in range(rounds):
+        # Whoever begins changes from round to round.
+        for name in sorted(streams, reverse=number % 2 == 1):
+            seconds[name].append(_draw(streams[name]))
+    return seconds
+
+
+def _draw(stream: Iterator[Any]) -> float:
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+        next(stream)
+    return (time.perf_counter() - start) / BATCHES

@@ -1,0 +1,90 @@
+"""Measure: ``python -m benchmarks.run [NAMES] [--rounds N] [--output FILE.json]``.
+
+Prints medians with their quartiles and the 95% confidence interval of the median, and writes every
+single measurement to the output file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import checkpoints, machine, start_up, step_time
+from benchmarks.ratios import Spread, differences, ratios, spread
+
+def measure_loader(rounds: int) -> dict[str, Any]:
+    from benchmarks import loader
+
+    return loader.measure(rounds)
+
+
+BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
+    "resnet": (lambda rounds: step_time.measure("resnet", rounds), 20),
+    "mlp": (lambda rounds: step_time.measure("mlp", rounds), 20),
+    "variants": (lambda rounds: step_time.measure("mlp", rounds, only_dist_train=True), 20),
+    "start_up": (start_up.measure, 9),
+    "checkpoints": (checkpoints.measure, 12),
+    "loader": (measure_loader, 12),
+}
+
+
+def report(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that sum up one benchmark's measurements."""
+    if "seconds_per_step" in result:
+        rounds = result["seconds_per_step"]
+        for baseline in [name for name in ("by_hand", "by_hand_fused") if name in rounds]:
+            yield from _table(f"time of a step / {baseline}", ratios(rounds, baseline))
+        for name, workers in result["memory_mb"].items():
+            peak, pss = (median(w[key] for w in workers) for key in ("peak_resident", "pss"))
+            yield f"  memory of a worker of {name}: {peak:.0f} MB at its peak, {pss:.0f} MB proportional"
+    if "first_step" in result:
+        yield from _table(
+            "seconds to the first step - by_hand", differences(result["first_step"], "by_hand")
+        )
+        quick = {name: spread(seconds) for name, seconds in result["quick"].items()}
+        yield from _table("seconds", quick)
+    if "stall_in_steps" in result:
+        quiet = median(result["seconds"]["quiet"])
+        kinds = {kind: [s / quiet for s in seconds] for kind, seconds in result["seconds"].items() if seconds}
+        yield from _table("time of a step / a quiet step", {k: spread(v) for k, v in kinds.items()})
+        named = {"stall": result["stall_in_steps"], "writing": result["writing_in_steps"]}
+        yield from _table("of a checkpoint, in steps", {k: spread(v) for k, v in named.items()})
+    if "seconds_per_batch" in result:
+        rounds = result["seconds_per_batch"]
+        for loaders in sorted({name.rpartition("_")[2] for name in rounds}):
+            pair = {name: rounds[name] for name in rounds if name.endswith(f"_{loaders}")}
+            yield from _table(f"time of a batch / plain_{loaders}", ratios(pair, f"plain_{loaders}"))
+
+
+def _table(title: str, rows: Mapping[str, Spread]) -> Iterator[str]:
+    yield f"{title:40} {'median':>8} {'quartiles':>15} {'median is in':>15} {'n':>4}"
+    for name, row in rows.items():
+        quartiles = f"{row.quartiles[0]:.3f}-{row.quartiles[1]:.3f}"
+        interval = f"{row.interval[0]:.3f}-{row.interval[1]:.3f}"
+        yield f"  {name:38} {row.median:8.3f} {quartiles:>15} {interval:>15} {row.count:4}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which to measure: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--rounds", type=int, help="how often the contestants alternate")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results.json"))
+    given = parser.parse_args(arguments)
+    if unknown := set(given.names) - set(BENCHMARKS):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    results: dict[str, Any] = {"machine": machine.describe()}
+    print("; ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    for name in given.names or BENCHMARKS:
+        measure, rounds = BENCHMARKS[name]
+        print(f"\n{name}", flush=True)
+        results[name] = measure(given.rounds or rounds)
+        print("\n".join(report(results[name])), flush=True)
+        given.output.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

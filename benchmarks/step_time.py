@@ -1,0 +1,63 @@
+"""The time of a training step, against other trainers and between dist_train's own settings."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import ROOT, environment, memory_mb, script
+from benchmarks.turns import Contestant, Stage
+
+CONFIG = str(ROOT / "benchmarks" / "contestants" / "dist_train.yaml")
+# A turn holds a whole number of dist_train's logging intervals, so that each turn pays its share.
+STEPS = 10
+WARMUP = 20
+BASELINE = "by_hand"
+
+VARIANTS = {
+    "bucket_1mb": ["parallel.bucket_mb=1"],
+    "bucket_100mb": ["parallel.bucket_mb=100"],
+    "bf16": ["parallel.compression=bf16"],
+    "powersgd": ["parallel.compression=powersgd", "parallel.powersgd_start=2"],
+}
+
+
+def torchrun(contestant: str, workload: str, *arguments: str, name: str | None = None) -> Contestant:
+    module = f"benchmarks.contestants.{contestant}"
+    command = [script("torchrun"), "--standalone", "--nproc-per-node", "2", "-m", module]
+    return Contestant(name or contestant, [*command, workload, *arguments])
+
+
+def dist_train(workload: str, folder: Path, *overrides: str, name: str = "dist_train") -> Contestant:
+    command = [script("dist-train"), "run", CONFIG, f"task_options.workload={workload}", *overrides]
+    return Contestant(name, [*command, "--run-dir", str(folder / f"run-{name}")])
+
+
+def trainers(workload: str, folder: Path) -> list[Contestant]:
+    """All trainers, and the hand-written loop once more with torch's fused optimizer, as dist_train has it."""
+    return [
+        torchrun("by_hand", workload),
+        torchrun("by_hand", workload, "--fused", name="by_hand_fused"),
+        torchrun("accelerate", workload),
+        torchrun("lightning", workload),
+        dist_train(workload, folder),
+    ]
+
+
+def variants(workload: str, folder: Path) -> list[Contestant]:
+    """dist_train's settings of the exchange of gradients, beside its defaults and the best loop by hand."""
+    others = [dist_train(workload, folder, *settings, name=name) for name, settings in VARIANTS.items()]
+    fused = torchrun("by_hand", workload, "--fused", name="by_hand_fused")
+    return [torchrun("by_hand", workload), fused, dist_train(workload, folder), *others]
+
+
+def measure(workload: str, rounds: int, only_dist_train: bool = False) -> dict[str, Any]:
+    """Return seconds per step, round for round, and the memory of each contestant's rank 0 in MB."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        contestants = (variants if only_dist_train else trainers)(workload, folder)
+        with Stage(contestants, folder, environment()) as stage:
+            seconds = stage.rounds(rounds, STEPS, WARMUP)
+            memory = {job.contestant.name: [memory_mb(pid) for pid in job.pids] for job in stage.jobs}
+    return {"baseline": BASELINE, "seconds_per_step": seconds, "memory_mb": memory}

@@ -1,0 +1,155 @@
+"""Small things to learn, each with the property that a statement is about."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dist_train.errors import BadSample
+from dist_train.task import Task
+
+FEATURES, CLASSES = 6, 3
+
+
+def examples(size: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return inputs (size, FEATURES) and classes (size,)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, FEATURES, generator=generator, dtype=torch.float64)
+    return inputs.to(dtype), (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long()
+
+
+class Points(Dataset[Any]):
+    """Samples (input, class); ``ledger`` is a file to which the index of every sample fetched is added."""
+
+    def __init__(
+        self,
+        size: int,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        ledger: str | None = None,
+        noisy: bool = False,
+        bad: tuple[int, ...] = (),
+    ) -> None:
+        self.inputs, self.classes = examples(size, seed, dtype)
+        self.ledger = ledger
+        self.noisy = noisy
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index in self.bad:
+            raise BadSample(f"point {index}", "is not readable")
+        if self.ledger is not None:
+            with open(self.ledger, "a") as file:
+                file.write(f"{index}\n")
+        shift = random.random() + np.random.rand() + float(torch.rand(())) if self.noisy else 0.0
+        return self.inputs[index] + shift, self.classes[index]
+
+
+class FrozenBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm:
+        super().train(False)
+        return self
+
+
+class Plain(Task):
+    """A two-layer network in double precision; ``norm`` comes between its layers."""
+
+    dtype = torch.float64
+
+    def __init__(
+        self,
+        size: int = 50,
+        validation: int = 17,
+        norm: str = "none",
+        dropout: float = 0.0,
+        ledger: str | None = None,
+        noisy: bool = False,
+        bad: tuple[int, ...] | list[int] = (),
+    ) -> None:
+        self.norm, self.dropout = norm, dropout
+        self.train_options = {"ledger": ledger, "noisy": noisy, "bad": tuple(bad)}
+        self.size, self.validation = size, validation
+
+    def model(self) -> nn.Module:
+        layers: list[nn.Module] = [nn.Linear(FEATURES, 8)]
+        if self.norm == "batch":
+            layers.append(nn.BatchNorm1d(8))
+        elif self.norm == "frozen":
+            frozen = FrozenBatchNorm(8)
+            nn.init.uniform_(frozen.running_mean)
+            nn.init.uniform_(frozen.running_var, 0.5, 2.0)
+            layers.append(frozen)
+        layers.append(nn.Tanh())
+        if self.dropout:
+            layers.append(nn.Dropout(self.dropout))
+        return nn.Sequential(*layers, nn.Linear(8, CLASSES)).to(self.dtype)
+
+    def train_data(self) -> Points:
+        return Points(self.size, 1, self.dtype, **self.train_options)
+
+    def validation_data(self) -> Points:
+        return Points(self.validation, 2, self.dtype)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, classes = batch
+        predictions = model(inputs)
+        return F.cross_entropy(predictions, classes), predictions
+
+    def metrics(self, predictions: Tensor, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        right = (predictions.argmax(1) == batch[1]).double()
+        return {"accuracy": right, "mean_accuracy": right.mean()}
+
+
+class Noisy(Plain):
+    """Everything that can go wrong on the way back: dropout, batch norm, augmentation by all generators."""
+
+    dtype = torch.float32
+
+    def __init__(self, size: int = 50, ledger: str | None = None) -> None:
+        super().__init__(size, norm="batch", dropout=0.3, ledger=ledger, noisy=True)
+
+
+class Exploding(Plain):
+    """Its loss is no number on the worker whose batch holds sample 7."""
+
+    def train_data(self) -> Points:
+        points = super().train_data()
+        points.inputs[7] = float("nan")
+        return points
+
+
+class Dying(Plain):
+    """Its dataset ends the process that asks for sample 7."""
+
+    class Deadly(Points):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            if index == 7:
+                os._exit(3)
+            return super().__getitem__(index)
+
+    def train_data(self) -> Points:
+        return self.Deadly(self.size, 1, self.dtype)
+
+
+class Drawn(Plain):
+    """Holds out a random part of its data, drawn by whatever generator is at hand."""
+
+    def train_data(self) -> Points:
+        points = super().train_data()
+        points.inputs = points.inputs[torch.randperm(self.size)]
+        random.random()
+        np.random.rand()
+        return points
