@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from dist_train.tasks.images import Images
 
 BATCH = 32
 BATCHES = 6
-IMAGES = 128
+IMAGES = 1024
+DISTINCT = 64
 LOADERS = (0, 1, 2)
 
 
 def make_images(folder: Path) -> None:
-    """Write JPEGs of 400 by 300 pixels: a gradient under noise, in two classes."""
+    """Write JPEGs of 400 by 300 pixels in two classes: a gradient under noise, each many times over."""
     random = np.random.default_rng(0)
     gradient = np.linspace(0, 200, 400)[None, :, None] * np.linspace(0.3, 1, 300)[:, None, None]
-    for number in range(IMAGES):
+    for number in range(DISTINCT):
+        pixels = gradient + random.uniform(0, 55, (300, 400, 3))
+        file = BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90)
         target = folder / "train" / f"class_{number % 2}"
         target.mkdir(parents=True, exist_ok=True)
-        pixels = gradient + random.uniform(0, 55, (300, 400, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(target / f"{number}.jpg", quality=90)
+        for copy in range(IMAGES // DISTINCT):
+            (target / f"{number}-{copy}.jpg").write_bytes(file.getvalue())
 
 
 def ours(task: Images, loaders: int) -> Iterator[Any]:

@@ -22,6 +22,12 @@ class Spread:
     count: int
 
 
+def scaled(of: Spread, factor: float) -> Spread:
+    """Return the spread in another unit, ``factor`` (above 0) of which make one."""
+    lower, upper, low, high = (number * factor for number in (*of.quartiles, *of.interval))
+    return Spread(of.median * factor, (lower, upper), (low, high), of.count)
+
+
 def spread(numbers: Sequence[float]) -> Spread:
     """Summarise at least one number. The interval is that of the sign test: it assumes no distribution."""
     ordered = sorted(numbers)
@@ -51,12 +57,6 @@ def ratios(rounds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Sp
         name: spread([own / reference for own, reference in zip(times, rounds[baseline], strict=True)])
         for name, times in rounds.items()
     }
-
-
-def fastest(rounds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
-    """Name the contestant among ``names`` that is fastest by its median ratio to the first of them."""
-    against_first = ratios({name: rounds[name] for name in names}, names[0])
-    return min(names, key=lambda name: against_first[name].median)
 
 
 def differences(rounds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spread]:

@@ -14,7 +14,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks import checkpoints, machine, start_up, step_time
-from benchmarks.ratios import Spread, differences, ratios, spread
+from benchmarks.ratios import Spread, differences, ratios, scaled, spread
+
 
 def measure_loader(rounds: int) -> dict[str, Any]:
     from benchmarks import loader
@@ -25,6 +26,7 @@ def measure_loader(rounds: int) -> dict[str, Any]:
 BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "resnet": (lambda rounds: step_time.measure("resnet", rounds), 20),
     "mlp": (lambda rounds: step_time.measure("mlp", rounds), 20),
+    "tiny": (lambda rounds: step_time.measure("tiny", rounds), 30),
     "variants": (lambda rounds: step_time.measure("mlp", rounds, only_dist_train=True), 20),
     "start_up": (start_up.measure, 9),
     "checkpoints": (checkpoints.measure, 12),
@@ -38,13 +40,13 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         rounds = result["seconds_per_step"]
         for baseline in [name for name in ("by_hand", "by_hand_fused") if name in rounds]:
             yield from _table(f"time of a step / {baseline}", ratios(rounds, baseline))
+        extra = differences(rounds, "by_hand_fused")
+        yield from _table("ms per step - by_hand_fused", {n: scaled(s, 1000) for n, s in extra.items()})
         for name, workers in result["memory_mb"].items():
             peak, pss = (median(w[key] for w in workers) for key in ("peak_resident", "pss"))
             yield f"  memory of a worker of {name}: {peak:.0f} MB at its peak, {pss:.0f} MB proportional"
     if "first_step" in result:
-        yield from _table(
-            "seconds to the first step - by_hand", differences(result["first_step"], "by_hand")
-        )
+        yield from _table("seconds to the first step - by_hand", differences(result["first_step"], "by_hand"))
         quick = {name: spread(seconds) for name, seconds in result["quick"].items()}
         yield from _table("seconds", quick)
     if "stall_in_steps" in result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -63,10 +64,13 @@ def _wait_for_line(path: Path, process: subprocess.Popen[bytes]) -> float:
     raise RuntimeError("dist-train ended without a first step")
 
 
-def seconds_of(*command: str) -> float:
-    start = time.perf_counter()
+def cost_of(*command: str) -> tuple[float, float]:
+    """Run a command; return the seconds that went by and those that a processor spent on it."""
+    before, start = os.times(), time.perf_counter()
     subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, spent
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -84,7 +88,8 @@ def measure(rounds: int) -> dict[str, Any]:
         "dist_train_built_in": first_step_built_in,
     }
     first: dict[str, list[float]] = {name: [] for name in starts}
-    quick: dict[str, list[float]] = {"python": [], "dist_train_help": []}
+    quick = {"python": [sys.executable, "-c", "pass"], "help": [script("dist-train"), "--help"]}
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in quick}
     for number in range(rounds + 1):
         for name, start in starts.items():
             with tempfile.TemporaryDirectory() as temporary:
@@ -92,6 +97,8 @@ def measure(rounds: int) -> dict[str, Any]:
             # The first round fills the disk's cache and does not count.
             if number:
                 first[name].append(seconds)
-        quick["python"].append(seconds_of(sys.executable, "-c", "pass"))
-        quick["dist_train_help"].append(seconds_of(script("dist-train"), "--help"))
-    return {"baseline": "by_hand", "first_step": first, "quick": quick}
+        for name, command in quick.items():
+            costs[name].append(cost_of(*command))
+    wall = {name: [seconds for seconds, _ in pairs] for name, pairs in costs.items()}
+    processor = {f"{name}, processor": [spent for _, spent in pairs] for name, pairs in costs.items()}
+    return {"baseline": "by_hand", "first_step": first, "quick": wall | processor}

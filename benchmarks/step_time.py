@@ -11,7 +11,7 @@ from benchmarks.turns import Contestant, Stage
 
 CONFIG = str(ROOT / "benchmarks" / "contestants" / "dist_train.yaml")
 # A turn holds a whole number of dist_train's logging intervals, so that each turn pays its share.
-STEPS = 10
+STEPS = {"resnet": 10, "mlp": 10, "tiny": 200}
 WARMUP = 20
 BASELINE = "by_hand"
 
@@ -35,7 +35,7 @@ def dist_train(workload: str, folder: Path, *overrides: str, name: str = "dist_t
 
 
 def trainers(workload: str, folder: Path) -> list[Contestant]:
-    """All trainers, and the hand-written loop once more with torch's fused optimizer, as dist_train has it."""
+    """All trainers, and the loop by hand once more with torch's fused optimizer, as dist_train has it."""
     return [
         torchrun("by_hand", workload),
         torchrun("by_hand", workload, "--fused", name="by_hand_fused"),
@@ -58,6 +58,6 @@ def measure(workload: str, rounds: int, only_dist_train: bool = False) -> dict[s
         folder = Path(temporary)
         contestants = (variants if only_dist_train else trainers)(workload, folder)
         with Stage(contestants, folder, environment()) as stage:
-            seconds = stage.rounds(rounds, STEPS, WARMUP)
+            seconds = stage.rounds(rounds, STEPS[workload], WARMUP)
             memory = {job.contestant.name: [memory_mb(pid) for pid in job.pids] for job in stage.jobs}
     return {"baseline": BASELINE, "seconds_per_step": seconds, "memory_mb": memory}

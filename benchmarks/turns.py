@@ -31,9 +31,9 @@ class Turn:
         self._lines: Any = None
         address = os.environ.get(ADDRESS)
         if address is not None:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(address)
-            self._lines = connection.makefile("rw")
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(address)
+                self._lines = connection.makefile("rw")
         self._left = 0
         self._start = time.perf_counter()
 
@@ -92,8 +92,9 @@ class Job:
                 raise RuntimeError(f"{self.contestant.name} did not start; see {self.log}:\n{self._tail()}")
             with suppress(TimeoutError):
                 connection, _ = self._listener.accept()
-                connection.settimeout(TURN_S)
-                self._workers.append(connection.makefile("rw"))
+                with connection:
+                    connection.settimeout(TURN_S)
+                    self._workers.append(connection.makefile("rw"))
         self.pids = [report["pid"] for report in self._reports()]
 
     def turn(self, steps: int) -> float:
@@ -131,7 +132,9 @@ class Job:
 class Stage:
     """All contestants at once, each waiting for its turn."""
 
-    def __init__(self, contestants: Sequence[Contestant], folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, contestants: Sequence[Contestant], folder: Path, environment: Mapping[str, str]
+    ) -> None:
         self.jobs: list[Job] = []
         self._contestants = contestants
         self._folder = folder

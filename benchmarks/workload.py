@@ -20,15 +20,17 @@ LEARNING_RATE = 0.01
 MOMENTUM = 0.9
 LOG_EVERY = 10
 
-SHAPES = {"resnet": (3, 32, 32), "mlp": (784,)}
+SHAPES = {"resnet": (3, 32, 32), "mlp": (784,), "tiny": (64,)}
 
 
 def make_model(workload: str) -> nn.Module:
-    """Make the small ResNet (0.27 million parameters) or the wide MLP (10 million)."""
+    """Make the small ResNet (0.27 million parameters), the wide MLP (10 million), or next to nothing."""
     if workload == "resnet":
         from dist_train.models.cifar_resnet import CifarResNet
 
         return CifarResNet(classes=CLASSES, depth=20)
+    if workload == "tiny":
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     return nn.Sequential(
         nn.Linear(784, 2800), nn.ReLU(), nn.Linear(2800, 2800), nn.ReLU(), nn.Linear(2800, CLASSES)
     )

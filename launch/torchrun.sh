@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Train on several machines with torchrun. Run this script on each of them, with its own NODE_RANK:
+# Train on several machines with torchrun. Give the same command on each of them:
 #
-#   NODES=2 NODE_RANK=0 MASTER=10.0.0.1 launch/torchrun.sh CONFIG.yaml --run-dir /shared/runs/mine
-#   NODES=2 NODE_RANK=1 MASTER=10.0.0.1 launch/torchrun.sh CONFIG.yaml --run-dir /shared/runs/mine
+#   NODES=2 MASTER=node1 launch/torchrun.sh CONFIG.yaml --run-dir /shared/runs/mine
 #
-# MASTER      address of the machine with NODE_RANK 0, on a private network: whoever reaches it can join
+# NODES       number of machines (1)
+# MASTER      one of the machines, by its address on a private network: whoever reaches it can join the run
 # PORT        a free port on MASTER (29400)
-# NODES, NODE_RANK            number of machines (1), and which of them this one is (0)
 # WORKERS     workers on this machine (one for each GPU; without GPUs, one for each core)
 # RESTARTS    how often torchrun starts all workers again after a failure (3)
 #
@@ -19,7 +18,6 @@ set -euo pipefail
 nodes=${NODES:-1}
 options=(
     --nnodes "$nodes"
-    --node-rank "${NODE_RANK:-0}"
     --nproc-per-node "${WORKERS:-auto}"
     --max-restarts "${RESTARTS:-3}"
     # Without this, torchrun dies of a SIGUSR1 or SIGUSR2 and leaves its workers behind.
@@ -28,7 +26,7 @@ options=(
     --shutdown-timeout "${GRACE:-60}"
 )
 if ((nodes > 1)); then
-    : "${MASTER:?is not set; give the address of the machine with NODE_RANK 0}"
+    : "${MASTER:?is not set; give the address of one of the machines}"
     options+=(--rdzv-backend c10d --rdzv-endpoint "$MASTER:${PORT:-29400}" --rdzv-id "${RUN_ID:-dist_train}")
 else
     options+=(--standalone)

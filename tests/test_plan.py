@@ -156,6 +156,12 @@ class TestLength:
         assert plan.total_updates == updates
         assert plan.schedule.total == samples
 
+    def test_an_epoch_that_another_batch_began_ends_where_no_batch_is_left(self) -> None:
+        # 7 of 8 samples are the goal; after the first, one update of 4 leaves too few for another.
+        train = {"epochs": 0.875, "last_batch": "drop"}
+        plan = planned(1, 8, parallel={"global_batch": 4}, train=train)
+        assert plan.updates_left(1, 1, Position(0, 1)) == 1
+
     def test_is_one_update_at_least(self) -> None:
         assert planned(train={"epochs": 1e-6, "batch_size": 8}).total_updates == 1
 

@@ -1,6 +1,6 @@
 """Hugging Face Accelerate, with the same advice to DDP as the hand-written loop.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.contestants.accelerate mlp
+torchrun --standalone --nproc-per-node 2 -m benchmarks.contestants.accelerate mlp
 """
 
 from __future__ import annotations

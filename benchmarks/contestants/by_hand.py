@@ -1,6 +1,6 @@
 """The loop that a good engineer writes with DistributedDataParallel, as PyTorch's documentation advises.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.contestants.by_hand mlp [--fused]
+torchrun --standalone --nproc-per-node 2 -m benchmarks.contestants.by_hand mlp [--fused]
 """
 
 from __future__ import annotations

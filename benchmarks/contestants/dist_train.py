@@ -1,6 +1,6 @@
 """dist_train as its users run it, with everything that is on by default but the periodic checkpoint.
 
-    dist-train run benchmarks/contestants/dist_train.yaml task_options.workload=mlp
+dist-train run benchmarks/contestants/dist_train.yaml task_options.workload=mlp
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lightning with everything off that costs time: no progress bar, no checkpoints, no sanity check.
 
-    torchrun --standalone --nproc-per-node 2 -m benchmarks.contestants.lightning mlp
+torchrun --standalone --nproc-per-node 2 -m benchmarks.contestants.lightning mlp
 """
 
 from __future__ import annotations

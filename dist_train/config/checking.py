@@ -112,16 +112,15 @@ class _Checker:
         elif others:
             text = f"unknown key; did you mean {' or '.join(others)}?"
         elif union:
-            text = self._not_of_variant(
-                next(n for n, s in union.sections.items() if s is section), union, path
-            )
+            text = self._not_of_variant(section, union, path)
         else:
             text = f"unknown key; the keys here are {', '.join(known)}"
         self._problems.add(self._origins.key((*path, key)), (*path, key), text)
         return meant
 
-    def _not_of_variant(self, name: str, union: shape.Variants, path: KeyPath) -> str:
-        text = f"unknown key for {name}; its keys are {', '.join(shape.keys(union.sections[name]))}"
+    def _not_of_variant(self, section: type[BaseModel], union: shape.Variants, path: KeyPath) -> str:
+        name = next(name for name, variant in union.sections.items() if variant is section)
+        text = f"unknown key for {name}; its keys are {', '.join(shape.keys(section))}"
         tag = (*path, union.tag)
         if self._origins.overridden(tag) and not self._origins.overridden(path):
             place = self._origins.value(tag)

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 # How alike two names must be (difflib's ratio) for one to be offered in place of the other.
 ALIKE = 0.65
-# The most keys of the same name elsewhere that are worth naming.
-ELSEWHERE = 3
 # How many keys of a section a message names to say what a section is.
 KEYS_NAMED = 3
 
@@ -129,9 +126,8 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def elsewhere(name: str, root: Model) -> list[str]:
-    """The dotted paths at which ``name`` is a key, if they are few."""
-    found = sorted({path for path in _paths(root, "") if path.rpartition(".")[2] == name})
-    return found if len(found) <= ELSEWHERE else []
+    """The dotted paths at which ``name`` is a key."""
+    return sorted({path for path in _paths(root, "") if path.rpartition(".")[2] == name})
 
 
 def _paths(section: Model, prefix: str) -> Iterator[str]:
@@ -153,12 +149,7 @@ def _is_section(bare: Any) -> bool:
 
 
 WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-LIMITS: tuple[tuple[type, str, str], ...] = (
-    (annotated_types.Gt, "gt", "above"),
-    (annotated_types.Ge, "ge", "at least"),
-    (annotated_types.Lt, "lt", "below"),
-    (annotated_types.Le, "le", "at most"),
-)
+LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def _expected_one(bare: Any, limits: list[Any]) -> str:
@@ -176,10 +167,10 @@ def _expected_one(bare: Any, limits: list[Any]) -> str:
         return "a section of options"
     words = WORDS.get(bare, str(bare))
     bounds = [
-        f"{text} {getattr(limit, attribute):g}"
-        for kind, attribute, text in LIMITS
+        f"{text} {getattr(limit, name):g}"
+        for name, text in LIMITS.items()
         for limit in limits
-        if isinstance(limit, kind)
+        if hasattr(limit, name)
     ]
     pattern = next((limit.pattern for limit in limits if getattr(limit, "pattern", None)), None)
     if pattern is not None:

@@ -12,9 +12,13 @@ import json
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from dist_train.errors import Mismatch, TrainingError
+
+# For the last words between workers that will not train together.
+PATIENCE_S = 5.0
 
 Facts = Mapping[str, Mapping[str, str]]
 
@@ -42,8 +46,17 @@ def handshake(store: HandshakeStore, rank: int, workers: int, facts: Facts, time
     pair = _collect(store, "handshake/facts", (0, strangers[0]), timeout_s)
     ours, theirs = (json.loads(zlib.decompress(base64.b85decode(posted))) for posted in pair.values())
     found = "; ".join(_differences(ours, theirs))
+    _leave_together(store, rank, workers)
     who = f"rank {strangers[0]} differs" if len(strangers) == 1 else f"ranks {strangers} differ"
     raise Mismatch(f"{who} from rank 0: {found}; start every rank with the same configuration and code")
+
+
+def _leave_together(store: HandshakeStore, rank: int, workers: int) -> None:
+    """Keep rank 0, and the store that lives with it, until the others have read what they need."""
+    store.set(f"handshake/read/{rank}", "")
+    if rank == 0:
+        with suppress(TrainingError):
+            _collect(store, "handshake/read", range(workers), PATIENCE_S)
 
 
 def _collect(

@@ -43,7 +43,7 @@ class Failure:
     @property
     def is_echo(self) -> bool:
         """Whether this is what the failure of a peer looks like from here."""
-        return not self.killed and any(echo in self.error.lower() for echo in ECHOES)
+        return any(echo in self.error.lower() for echo in ECHOES)
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,13 @@ def _guarded(
         refused = isinstance(error, ConfigError | Mismatch)
         if not refused:
             log.exception("worker %d failed in step %d, phase %s", place.rank, phases.step, phases.name)
-        if known:
+        # Without a launcher, a refused worker may not write: the directory may be another run's.
+        if known and (place.launched or not refused):
             children.report_crash(known[-1], place.rank, phases.name, phases.step, error)
         if not place.launched and place.rank == 0:
-            print(f"dist-train: {error}", file=sys.stderr, flush=True)
-            if known:
+            for line in str(error).splitlines():
+                print(f"dist-train: {line}", file=sys.stderr, flush=True)
+            if known and not refused:
                 write_failure(config, known[-1], f"{type(error).__name__}: {error}")
         return REFUSED if refused else FAILED
 

@@ -32,7 +32,14 @@ def lines_of(read: Read, text: str | bytes) -> list[str]:
 BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     # Keys that do not exist.
     ("sede: 1", ["5:1: sede: unknown key; did you mean seed?"]),
-    ("Seed: 1", ["5:1: Seed: unknown key; did you mean seed?"]),
+    ("SEED: 1", ["5:1: SEED: unknown key; did you mean seed?"]),
+    (
+        "steps: 1",
+        [
+            "5:1: steps: unknown key;"
+            " did you mean schedule.rewarm.steps or schedule.warmup.steps or train.steps?"
+        ],
+    ),
     ("optimiser: sgd", ["5:1: optimiser: unknown key; did you mean optimizer?"]),
     ("lr: 1", ["5:1: lr: unknown key; did you mean optimizer.lr?"]),
     (

@@ -168,3 +168,13 @@ def test_silent_ranks_are_named_when_patience_ends() -> None:
     agreement.request("SIGTERM")
     with pytest.raises(TimeoutError, match=r"ranks \[1, 3\] have not answered"):
         agreement.reached(0)
+
+
+def test_after_the_end_nobody_looks_at_the_store_any_more() -> None:
+    store = HashStore()
+    agreement, peer = (StopAgreement(store, rank, 2) for rank in range(2))
+    agreement.close()
+    peer.request("SIGTERM")
+    peer.poll()
+    agreement.poll()
+    assert not store.check(["stop/pledge/0"])

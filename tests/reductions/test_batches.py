@@ -101,15 +101,21 @@ def test_a_last_batch_that_is_dropped_is_not_trained_on(group):
 
 
 def test_a_worker_without_a_share_keeps_its_batch_norm_statistics(group):
-    # Of 16 samples the first update takes 12 and the second 4: two for each of two workers.
-    task = Plain(size=16, norm="batch")
-    config = runs.config_of(parallel={"global_batch": 12}, train={"steps": 1000})
-    first, second = (group(6).run(runs.train, config, task, updates) for updates in (1, 2))
+    # Of 14 samples the first update takes 12 and the second 2: one for each of two workers.
+    task = Plain(size=14, norm="channels")
+    first, second = (group(3).run(runs.train, runs.config_of(), task, updates) for updates in (1, 2))
     still = [
-        torch.equal(before["weights"]["1.running_mean"], after["weights"]["1.running_mean"])
+        torch.equal(before["weights"]["2.running_mean"], after["weights"]["2.running_mean"])
         for before, after in zip(first, second, strict=True)
     ]
-    assert still == [False] * 4 + [True] * 2
+    assert still == [False, False, True]
+
+
+def test_a_worker_without_a_share_can_train_a_batch_norm_that_needs_two_samples(group):
+    # Two workers: the last update holds one sample, which is rank 0's; its own batch norm is frozen.
+    task = Plain(size=9, norm="frozen")
+    results = group(2).run(runs.train, runs.config_of(), task, 4)
+    assert_same(results, *expected(task, by_hand.sgd, 0.1, batch=8, updates=4))
 
 
 def test_the_loss_is_the_mean_over_samples_since_the_last_measurement(group):

@@ -87,6 +87,8 @@ class Plain(Task):
         layers: list[nn.Module] = [nn.Linear(FEATURES, 8)]
         if self.norm == "batch":
             layers.append(nn.BatchNorm1d(8))
+        elif self.norm == "channels":  # two values per channel and sample
+            layers += [nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten()]
         elif self.norm == "frozen":
             frozen = FrozenBatchNorm(8)
             nn.init.uniform_(frozen.running_mean)

@@ -1,0 +1,174 @@
+"""Tests of what is refused before a run starts, and of the directory it starts in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.config import Config, load_config
+from dist_train.errors import ConfigError
+from dist_train.runtime import opening
+from dist_train.runtime import run_dir as layout
+from dist_train.runtime.opening import (
+    newest_step,
+    open_run_directory,
+    read_summary,
+    refuse_impossible,
+    with_workers,
+    write_down,
+    write_failure,
+)
+from dist_train.watch.records import JsonLines, read
+
+
+def configured(**sections: Any) -> Config:
+    given = {
+        "name": "opening",
+        "task": "digits",
+        "train": {"epochs": 1, "batch_size": 8},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        **sections,
+    }
+    return load_config(given, ())
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the machine show a number of GPUs."""
+
+    def show(count: int) -> None:
+        monkeypatch.setattr(layout, "gpu_count", lambda variables: count)
+
+    show(0)
+    return show
+
+
+class TestWorkers:
+    @pytest.mark.parametrize(("present", "started"), [(0, 1), (4, 4)])
+    def test_auto_is_one_for_each_gpu_and_one_without(self, gpus: Any, present: int, started: int) -> None:
+        gpus(present)
+        assert refuse_impossible(configured(), {}).parallel.workers == started
+
+    def test_a_number_is_taken_as_it_is(self, gpus: Any) -> None:
+        assert refuse_impossible(configured(parallel={"workers": 3}), {}).parallel.workers == 3
+        gpus(4)
+        assert refuse_impossible(configured(parallel={"workers": 3}), {}).parallel.workers == 3
+
+    def test_more_workers_than_gpus_are_refused(self, gpus: Any) -> None:
+        gpus(2)
+        with pytest.raises(ConfigError, match=r"parallel.workers: 3 workers but 2 GPUs"):
+            refuse_impossible(configured(parallel={"workers": 3}), {})
+
+    def test_on_the_cpu_gpus_do_not_count(self, gpus: Any) -> None:
+        gpus(2)
+        parallel = {"workers": 3, "device": "cpu"}
+        assert refuse_impossible(configured(parallel=parallel), {}).parallel.workers == 3
+
+    def test_cuda_without_a_gpu_is_refused(self, gpus: Any) -> None:
+        with pytest.raises(ConfigError, match=r"parallel.device: cuda, but this machine shows no GPU"):
+            refuse_impossible(configured(parallel={"device": "cuda"}), {})
+
+    def test_all_problems_are_told_at_once(self, gpus: Any) -> None:
+        config = configured(task="digit", parallel={"device": "cuda"})
+        with pytest.raises(ConfigError) as refusal:
+            refuse_impossible(config, {})
+        task, device = refusal.value.problems
+        assert task.startswith("task: unknown task 'digit'")
+        assert device.startswith("parallel.device: ")
+
+    def test_the_number_started_replaces_the_one_configured(self) -> None:
+        config = configured(parallel={"workers": 2})
+        assert with_workers(config, 8).parallel.workers == 8
+        assert config.parallel.workers == 2
+
+
+class TestRunDirectory:
+    def opened(self, run: Path, config: Config | None = None, resume: str = "auto") -> list[str]:
+        return open_run_directory(config or configured(), run, resume, {"OMP_NUM_THREADS": "1", "TOKEN": "x"})
+
+    def with_checkpoint(self, run: Path, step: int = 40) -> None:
+        (run / layout.CHECKPOINTS / f"step_{step:08d}").mkdir(parents=True)
+
+    def test_holds_configuration_and_environment(self, tmp_path: Path) -> None:
+        assert self.opened(tmp_path) == []
+        assert load_config(tmp_path / layout.CONFIG, ()) == configured()
+        described = json.loads((tmp_path / layout.ENVIRONMENT).read_text())
+        assert described["variables"] == {"OMP_NUM_THREADS": "1"}
+
+    def test_what_changed_since_it_was_saved_is_told_and_written_down(self, tmp_path: Path) -> None:
+        self.opened(tmp_path)
+        self.with_checkpoint(tmp_path)
+        (note,) = self.opened(tmp_path, configured(seed=7))
+        assert note == "seed changed from 0 to 7 since this run was saved"
+        (event,) = read(tmp_path / layout.EVENTS)
+        assert (event["event"], event["note"]) == ("configuration_changed", note)
+        assert load_config(tmp_path / layout.CONFIG, ()).seed == 7
+
+    def test_nothing_has_changed_for_a_run_that_saved_nothing(self, tmp_path: Path) -> None:
+        self.opened(tmp_path)
+        assert self.opened(tmp_path, configured(seed=7)) == []
+
+    def test_starting_anew_over_checkpoints_is_refused_and_changes_nothing(self, tmp_path: Path) -> None:
+        self.opened(tmp_path)
+        self.with_checkpoint(tmp_path)
+        with pytest.raises(ConfigError, match=r"--resume none: .* holds checkpoints"):
+            self.opened(tmp_path, configured(seed=7), resume="none")
+        assert load_config(tmp_path / layout.CONFIG, ()).seed == 0
+
+    def test_a_path_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="--resume nowhere: no such file"):
+            self.opened(tmp_path, resume="nowhere")
+        self.opened(tmp_path / "new", resume=str(tmp_path))
+
+    def test_the_newest_step_is_the_highest_of_whole_checkpoints(self, tmp_path: Path) -> None:
+        assert newest_step(tmp_path) == 0
+        for step in (200, 1000, 400):
+            self.with_checkpoint(tmp_path, step)
+        (tmp_path / layout.CHECKPOINTS / "step_00002000.partial").mkdir()
+        assert newest_step(tmp_path) == 1000
+
+
+class TestEnd:
+    def test_a_missing_or_broken_summary_reads_as_none(self, tmp_path: Path) -> None:
+        assert read_summary(tmp_path) == {}
+        (tmp_path / layout.SUMMARY).write_text("{")
+        assert read_summary(tmp_path) == {}
+
+    def test_a_failed_run_is_summed_up_from_its_records(self, tmp_path: Path) -> None:
+        with JsonLines(tmp_path / layout.METRICS) as metrics:
+            metrics.write(
+                {"kind": "train", "step": 10, "samples": 640, "wall_s": 1.0, "samples_per_s": 640.0}
+            )
+            metrics.write(
+                {"kind": "val", "step": 10, "samples": 640, "wall_s": 2.0, "loss": 0.5, "accuracy": 0.75}
+            )
+            metrics.write(
+                {"kind": "train", "step": 20, "samples": 1280, "wall_s": 3.0, "samples_per_s": 320.0}
+            )
+        write_down(tmp_path, {"event": "restart"})
+        write_failure(configured(parallel={"workers": 2}), tmp_path, "worker 1 was killed")
+        summary = read_summary(tmp_path)
+        assert summary["status"] == "failed"
+        assert summary["error"] == "worker 1 was killed"
+        assert (summary["steps"], summary["samples"], summary["wall_s"]) == (20, 1280, 3.0)
+        assert summary["val"] == {"loss": 0.5, "accuracy": 0.75}
+        assert (summary["workers"], summary["restarts"], summary["samples_per_s"]) == (2, 1, 320.0)
+
+    def test_a_run_that_failed_before_its_first_line_has_a_summary_too(self, tmp_path: Path) -> None:
+        write_failure(configured(parallel={"workers": 1}), tmp_path, "no memory")
+        assert read_summary(tmp_path)["steps"] == 0
+
+    def test_events_are_appended_with_their_time(self, tmp_path: Path) -> None:
+        for number in range(2):
+            write_down(tmp_path, {"event": "x", "number": number})
+        assert [event["number"] for event in read(tmp_path / layout.EVENTS)] == [0, 1]
+
+
+def test_the_checks_ask_the_machine_they_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(opening.layout, "gpu_count", lambda variables: asked.append(variables) or 0)
+    refuse_impossible(configured(), {"CUDA_VISIBLE_DEVICES": "1"})
+    assert asked == [{"CUDA_VISIBLE_DEVICES": "1"}]

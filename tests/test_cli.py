@@ -1,0 +1,139 @@
+"""Tests of the command line: what it passes on, what it prints, and the exit status."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train import cli
+from dist_train.errors import ConfigError
+from dist_train.runtime import start
+from dist_train.runtime.start import Request
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line in this process and return its exit status."""
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["dist-train", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        status = end.value.code
+        assert isinstance(status, int)
+        return status
+
+    return run
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    made: list[Request] = []
+    monkeypatch.setattr(start, "run_request", lambda request: made.append(request) or 0)
+    return made
+
+
+def test_run_passes_everything_on(command: Run, requests: list[Request]) -> None:
+    words = ["run", "a.yaml", "seed=1", "train.epochs=2", "--run-dir", "out", "--resume", "none"]
+    assert command(*words) == 0
+    assert requests == [Request(Path("a.yaml"), ("seed=1", "train.epochs=2"), Path("out"), "none")]
+
+
+def test_run_resumes_where_it_can_by_default(command: Run, requests: list[Request]) -> None:
+    command("run", "a.yaml")
+    assert requests == [Request(Path("a.yaml"))]
+    assert requests[0].resume == "auto"
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 75])
+def test_the_status_of_the_run_is_that_of_the_program(
+    command: Run, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(start, "run_request", lambda request: status)
+    assert command("run", "a.yaml") == status
+
+
+def test_a_refusal_is_a_line_for_each_problem_and_status_2(
+    command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(request: Request) -> int:
+        raise ConfigError(["a.yaml, line 3: unknown key", "task: unknown task"])
+
+    monkeypatch.setattr(start, "run_request", refuse)
+    assert command("run", "a.yaml") == 2
+    written = capsys.readouterr()
+    assert written.err == "dist-train: a.yaml, line 3: unknown key\ndist-train: task: unknown task\n"
+    assert written.out == ""
+
+
+def test_a_missing_file_is_named(command: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command("run", str(tmp_path / "none.yaml")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none.yaml" in line
+
+
+def test_a_dry_run_prints_and_starts_nothing(
+    command: Run,
+    requests: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(start, "dry_run_text", lambda request: f"arithmetic of {request.config}")
+    assert command("run", "a.yaml", "--dry-run") == 0
+    assert capsys.readouterr().out == "arithmetic of a.yaml\n"
+    assert requests == []
+
+
+def test_checkpoints_prints_a_line_for_each(
+    command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(start, "checkpoint_lines", lambda run_dir: [f"{run_dir}/1", f"{run_dir}/2"])
+    assert command("checkpoints", "runs/x") == 0
+    assert capsys.readouterr().out == "runs/x/1\nruns/x/2\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run"], ["bogus"], ["run", "a.yaml", "--bogus"], ["run", "a.yaml", "--resume"], ["checkpoints"]],
+)
+def test_wrong_usage_is_status_2(command: Run, requests: list[Request], words: list[str]) -> None:
+    assert command(*words) == 2
+    assert requests == []
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    probe = (
+        "import sys\nfrom dist_train.cli import main\nsys.argv = ['dist-train', '--help']\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert answer.stdout.splitlines()[-1] == "[]"
+    assert "Train any PyTorch model" in answer.stdout
+
+
+@pytest.mark.processes
+def test_help_is_quick() -> None:
+    """Processor time of the best of several: what other processes do to this machine counts less."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "dist_train", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_the_console_script_is_this_module() -> None:
+    from importlib import metadata
+
+    found: Any = {entry.name: entry.value for entry in metadata.entry_points(group="console_scripts")}
+    assert found["dist-train"] == "dist_train.cli:main"

@@ -1,0 +1,269 @@
+"""The recipes in launch/ run as they are written, and docker/ says nothing that is not so."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+
+# A task that interrupts its own training at step 20 of the first start, as its `how` says.
+TASK = """
+import os, signal
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from dist_train import Rows, Task
+
+
+class Line(Task):
+    def __init__(self, how):
+        self.how = how
+        self.calls = 0
+        self.first = not Path("started").exists()
+
+    def model(self):
+        return nn.Linear(1, 1)
+
+    def train_data(self):
+        x = torch.linspace(-1, 1, 64)[:, None]
+        return Rows(x, 2 * x + 1)
+
+    def validation_data(self):
+        Path("started").touch()
+        return self.train_data()
+
+    def loss(self, model, batch):
+        self.calls += 1
+        if self.calls == 20 and self.first:
+            if self.how == "signal to every worker":
+                os.kill(os.getpid(), signal.SIGUSR1)
+            elif os.environ["RANK"] == "0":
+                os.kill(os.getppid(), signal.SIGUSR1)
+        predictions = model(batch[0])
+        return mse_loss(predictions, batch[1]), predictions
+"""
+STEPS = 300
+CONFIG = f"""
+name: line
+task: line.py:Line
+train: {{steps: {STEPS}, batch_size: 4}}
+optimizer: {{name: sgd, lr: 0.1}}
+logging: {{tensorboard: false, every_steps: 100}}
+validation: {{every_steps: {STEPS}}}
+"""
+
+# Starts as many tasks as the test says, with the variables that srun gives them and on a single node.
+SRUN = """
+import os, subprocess, sys
+
+options = sys.argv[1 : sys.argv.index("python")]
+command = sys.argv[sys.argv.index("python") :]
+open("srun_options", "w").write(" ".join(options))
+tasks = int(os.environ["TASKS"])
+common = os.environ | {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_NTASKS_PER_NODE": str(tasks), "SLURM_STEP_NODELIST": "node1", "SLURM_NODEID": "0",
+}
+started = [
+    subprocess.Popen(command, env=common | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)})
+    for n in range(tasks)
+]
+sys.exit(max(task.wait() for task in started))
+"""
+SCONTROL = "import sys; open('scontrol_calls', 'a').write(' '.join(sys.argv[1:]) + chr(10))"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "line.py").write_text(TASK)
+    (tmp_path / "line.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def environment(folder, **more):
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    scrubbed = {name: text for name, text in os.environ.items() if not name.startswith("SLURM_")}
+    return scrubbed | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def start(command, folder, **variables):
+    return subprocess.Popen(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment(folder, **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    """The exit status and the output of a process that must end by itself."""
+    output, _ = process.communicate(timeout=50)
+    return process.returncode, output
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def starts_of(run):
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [(event["step"], event["workers"]) for event in events if event["event"] == "start"]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+def test_torchrun_saves_on_a_signal_and_two_machines_continue(folder):
+    command = [LAUNCH / "torchrun.sh", "line.yaml", "--run-dir", "run", "task_options.how=signal to torchrun"]
+    status, output = finish(start(command, folder, WORKERS="2"))
+    assert status == 1, output
+    stopped = summary_of(folder / "run")
+    assert stopped["status"] == "interrupted", output
+    assert 19 <= stopped["steps"] < STEPS
+
+    # Two agents, as on two machines; both find each other at MASTER.
+    place = {"NODES": "2", "MASTER": "127.0.0.1", "PORT": free_port(), "WORKERS": "1"}
+    agents = [start(command, folder, **place) for _ in range(2)]
+    outputs = [finish(agent) for agent in agents]
+    assert [status for status, _ in outputs] == [0, 0], outputs
+    done = summary_of(folder / "run")
+    assert (done["status"], done["steps"], done["workers"]) == ("done", STEPS, 2)
+    assert starts_of(folder / "run") == [(0, 2), (stopped["steps"], 2)]
+
+
+def test_torchrun_asks_for_the_machine_where_workers_meet(folder):
+    status, output = finish(start([LAUNCH / "torchrun.sh", "line.yaml"], folder, NODES="2"))
+    assert status != 0
+    assert "MASTER: is not set; give the address" in output
+
+
+@pytest.fixture
+def slurm(folder):
+    """Runs the batch script as job 4711 of a cluster whose srun and scontrol are the stand-ins above."""
+    (folder / "bin").mkdir()
+    for name, body in (("srun", SRUN), ("scontrol", SCONTROL)):
+        file = folder / "bin" / name
+        file.write_text(f"#!{sys.executable}\n{body}")
+        file.chmod(0o755)
+    # Stands for the virtual environment that the script activates.
+    (folder / "bin" / "activate").touch()
+
+    def submit():
+        command = ["bash", LAUNCH / "slurm.sbatch", "line.yaml", "task_options.how=signal to every worker"]
+        job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "dist-train", "SLURM_CPUS_PER_TASK": "1"}
+        return finish(start(command, folder, **job, TASKS="2", VENV=str(folder), MASTER_PORT=free_port()))
+
+    return submit
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+def test_a_preempted_slurm_job_saves_requeues_and_continues(folder, slurm):
+    run = folder / "runs/dist-train-4711"
+    status, output = slurm()
+    assert status == 75, output
+    stopped = summary_of(run)
+    assert stopped["status"] == "interrupted"
+    assert 19 <= stopped["steps"] < STEPS
+    assert (folder / "scontrol_calls").read_text() == "requeue 4711\n"
+    assert "--kill-on-bad-exit=0" in (folder / "srun_options").read_text()
+
+    status, output = slurm()
+    assert status == 0, output
+    done = summary_of(run)
+    assert (done["status"], done["steps"]) == ("done", STEPS)
+    assert starts_of(run) == [(0, 2), (stopped["steps"], 2)]
+    assert (folder / "scontrol_calls").read_text() == "requeue 4711\n"
+
+
+def sbatch_options():
+    text = (LAUNCH / "slurm.sbatch").read_text()
+    return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
+
+
+def test_slurm_signals_the_workers_and_may_requeue():
+    options = sbatch_options()
+    assert re.fullmatch(r"USR1@\d+", options["signal"]), "with B: only the script would get the signal"
+    assert "requeue" in options
+    assert options["open-mode"] == "append"
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+    assert "gpus-per-task" not in options
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.iterdir()), ids=lambda script: script.name)
+def test_a_launch_script_is_sound_bash(script):
+    assert script.read_text().startswith("#!/usr/bin/env bash\n")
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in script.read_text()
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def instructions(dockerfile):
+    text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def in_context(name):
+    """Whether .dockerignore lets a file or folder of the repository into an image."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    allowed = True
+    for line in lines:
+        if fnmatch(name, line.removeprefix("!")):
+            allowed = line.startswith("!")
+    return allowed
+
+
+def test_there_is_an_image_for_cpu_and_one_for_cuda():
+    assert [file.name for file in DOCKERFILES] == ["cpu.Dockerfile", "cuda.Dockerfile"]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_an_image_installs_what_is_pinned(dockerfile):
+    pinned = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    installs = [text for word, text in instructions(dockerfile) if word == "RUN" and "pip install" in text]
+    assert len(installs) == 2
+    assert all("-c constraints.txt" in text for text in installs)
+    assert re.findall(r"torch==(\S+)", " ".join(installs)) == [pinned]
+    assert ("https://download.pytorch.org/whl/cpu" in installs[0]) == dockerfile.name.startswith("cpu")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_an_image_copies_only_what_there_is_and_runs_as_an_ordinary_user(dockerfile):
+    parts = instructions(dockerfile)
+    copied = [name for word, text in parts if word == "COPY" for name in text.split()[:-1]]
+    assert "dist_train" in copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert in_context(name), name
+    assert not in_context(".git")
+    assert not in_context(".venv")
+    words = [word for word, _ in parts]
+    assert dict(parts)["USER"] not in ("root", "0")
+    assert words.index("USER") > max(n for n, word in enumerate(words) if word == "RUN")
+    assert not {"ADD", "ENV", "ARG"} & set(words)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda file: file.name)
+def test_an_image_runs_a_python_that_the_package_accepts(dockerfile):
+    base = dict(instructions(dockerfile))["FROM"]
+    required = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert int(re.fullmatch(r"python:3\.(\d+)-slim", base)[1]) >= int(required)
