@@ -1,7 +1,7 @@
 """dist_train: train any PyTorch model on many workers; how tightly they are coupled is configuration.
 
-    from dist_train import Task, load_config, train
-    summary = train(load_config("configs/digits-sync.yaml"))
+from dist_train import Task, load_config, train
+summary = train(load_config("configs/digits-sync.yaml"))
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dist_train import __version__, optimizers, tasks
 from dist_train.config import Config, dump_config, flatten
 from dist_train.core.commit import Committer
 from dist_train.core.data import size_of
-from dist_train.core.keeper import CHECKPOINTS, Keeper, Origin, agree_on_origin, plan_from, restore
+from dist_train.core.keeper import Keeper, Origin, agree_on_origin, plan_from, restore
 from dist_train.core.learner import Learner, Workplace
 from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
@@ -26,14 +26,13 @@ from dist_train.errors import DONE, INTERRUPTED
 from dist_train.exchange.agreement import StopAgreement
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.handshake import Facts
+from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
 from dist_train.rules.timetable import Timetable
 from dist_train.runtime.connect import Connection, describe_device, numerics_of
 from dist_train.watch.logbook import Logbook, with_warning
 from dist_train.watch.opening import Scene, announce, earlier, open_logbook
 from dist_train.watch.profile import Profiler, open_profiler
 from dist_train.watch.reporter import Reporter
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _open(
     if origin.path is not None:
         restore(state, origin.path, place.rank, place.workers, config.seed)
     plan, rescaled = plan_from(config, state, place.workers, size_of(learner.train_data))
-    book = open_logbook(config, plan, given.run_dir, place, state.counted)
+    book = open_logbook(config, plan, given.run_dir, place.rank, place.attempt, state.counted)
     parts.callback(book.close)
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)
@@ -163,7 +162,7 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
         _validate(training)
     training.keeper.finish(learner.state, learner.rate)
     if interrupted:
-        resume = f"dist-train run {given.run_dir / 'config.yaml'} --run-dir {given.run_dir}"
+        resume = f"dist-train run {given.run_dir / CONFIG} --run-dir {given.run_dir}"
         reporter.finish("interrupted", given.run_dir, None, resume)
         return INTERRUPTED
     weights = given.run_dir / WEIGHTS

@@ -9,6 +9,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -111,8 +112,15 @@ def start(command, folder, **variables):
 
 
 def finish(process):
-    """The exit status and the output of a process that must end by itself."""
-    output, _ = process.communicate(timeout=50)
+    """The exit status and the output of a process that must end by itself; nothing of it may be left."""
+    family = psutil.Process(process.pid)
+    try:
+        output, _ = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        for each in [*family.children(recursive=True), family]:
+            each.kill()
+        output, _ = process.communicate()
+        pytest.fail(f"did not end: {output}")
     return process.returncode, output
 
 
@@ -131,7 +139,7 @@ def starts_of(run):
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_torchrun_saves_on_a_signal_and_two_machines_continue(folder):
     command = [LAUNCH / "torchrun.sh", "line.yaml", "--run-dir", "run", "task_options.how=signal to torchrun"]
     status, output = finish(start(command, folder, WORKERS="2"))
@@ -176,7 +184,7 @@ def slurm(folder):
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_preempted_slurm_job_saves_requeues_and_continues(folder, slurm):
     run = folder / "runs/dist-train-4711"
     status, output = slurm()

@@ -21,7 +21,7 @@ UNITS = ("epochs", "steps", "samples")
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Span(Section):
@@ -322,13 +322,18 @@ class Recovery(Section):
 
 
 class Config(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a name of letters, digits, '.', '_' and '-'"
+        ),
+    ]
     # A built-in name, "package.module:attribute", or "path/to/file.py:attribute".
     task: str
     task_options: dict[str, Any] = {}
     # null: the task's own choice.
     model: Model | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True, description="a whole number of at least 0")] = 0
     parallel: Parallel = Parallel()
     train: Train
     optimizer: AnyOptimizer

@@ -35,6 +35,9 @@ from dist_train.rules.sampling import (
 
 log = logging.getLogger(__name__)
 
+# Whatever the default: a dataset of the user's own need not be picklable, and a copy costs nothing.
+LOADERS = multiprocessing.get_context("fork")
+
 Key = tuple[int, int]  # (epoch, index in the dataset)
 
 
@@ -101,7 +104,7 @@ class Samples(Dataset[Any]):
         self._seed = seed
         self._budget = bad_samples
         # Shared by the loading processes of this worker.
-        self._bad = multiprocessing.Value(ctypes.c_int64)
+        self._bad = LOADERS.Value(ctypes.c_int64)
 
     def __getitems__(self, keys: Sequence[Key]) -> Any:
         """Fetch and collate one batch."""
@@ -175,7 +178,11 @@ def validation_batches(
 def _loader(samples: Samples, batches: Any, data: Data, pin: bool) -> DataLoader[Any]:
     processes: dict[str, Any] = {}
     if data.loaders:
-        processes = {"prefetch_factor": data.prefetch, "worker_init_fn": _enter_loader}
+        processes = {
+            "multiprocessing_context": LOADERS,
+            "prefetch_factor": data.prefetch,
+            "worker_init_fn": _enter_loader,
+        }
     return DataLoader(
         samples,
         batch_sampler=batches,

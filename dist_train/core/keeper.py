@@ -24,10 +24,9 @@ from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
 from dist_train.core.state import State
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.layout import CHECKPOINTS
 from dist_train.plan import Plan, make_plan
 from dist_train.rules.schedule import Rewarm, learning_rate
-
-CHECKPOINTS = "checkpoints"
 
 # Has rank 0 compute a value that JSON can hold, and returns it on every rank.
 FromRank0 = Callable[[str, Callable[[], Any]], Any]

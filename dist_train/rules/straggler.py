@@ -13,13 +13,17 @@ PHASES: tuple[Phase, ...] = ("data", "forward", "backward", "update")
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Where one worker's time went, in seconds, over the same steps as the other workers'."""
+    """Where a worker's time went, or the mean of several workers': seconds per step in each phase."""
 
     data: float
     forward: float
     backward: float
     communication: float
     update: float
+
+    @property
+    def total(self) -> float:
+        return self.own + self.communication
 
     @property
     def own(self) -> float:

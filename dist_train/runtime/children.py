@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.errors import FAILED
+from dist_train.layout import CRASH
 from dist_train.rules.recovery import Failure
 from dist_train.runtime import run_dir
 
@@ -170,7 +171,7 @@ def crash_of(run: Path, rank: int) -> tuple[Failure, str] | None:
 
 def set_aside_crashes(run: Path, attempt: int) -> None:
     """Rename the crash reports so that the next attempt starts with none, and none is lost."""
-    folder = run / run_dir.CRASH
+    folder = run / CRASH
     while any(folder.glob(f"rank_*.attempt_{attempt}.json")):
         attempt += 1
     for report in sorted(folder.glob("rank_*.json")):

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from dist_train.config import schema
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, TrainingError
+from dist_train.layout import CRASH, LOGS
 from dist_train.rules import recovery
 from dist_train.rules.liveness import Beat, Hung, Limits, Watch
 from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure, culprit
@@ -56,7 +57,7 @@ def launch(job: Job, say: Say, on_event: OnEvent) -> int:
     SIGTERM or SIGINT kills them. No worker outlives this call, nor this process. Raises TrainingError if
     a worker cannot be started.
     """
-    for folder in (run_dir.LOGS, run_dir.CRASH):
+    for folder in (LOGS, CRASH):
         (job.run_dir / folder).mkdir(parents=True, exist_ok=True)
     children.set_aside_crashes(job.run_dir, 0)
     limits = recovery.Limits(job.recovery.max_restarts, job.recovery.backoff_s, job.recovery.max_backoff_s)
@@ -214,7 +215,7 @@ class _Group:
         names = ", ".join(str(child.rank) for child in running)
         self._say(
             f"killed worker {names}: still running {self._job.recovery.grace_s:g} s (recovery.grace_s) "
-            f"after the request to stop; stacks in {self._job.run_dir / run_dir.LOGS}"
+            f"after the request to stop; stacks in {self._job.run_dir / LOGS}"
         )
         return FAILED
 
@@ -241,7 +242,7 @@ class _Group:
     def _hung(self, verdict: Hung) -> int | Failure:
         """Workers do not move: write down where everybody is, then end them."""
         children.dump_stacks(self._children)
-        logs = self._job.run_dir / run_dir.LOGS
+        logs = self._job.run_dir / LOGS
         self._say(f"{verdict.why}; stacks of all workers in {logs}")
         self._on_event({"event": "hung", "ranks": list(verdict.ranks), "reason": verdict.why})
         children.kill(self._children)

@@ -24,18 +24,7 @@ from typing import Any, Self
 import psutil
 
 from dist_train.errors import ConfigError
-
-CONFIG = "config.yaml"
-ENVIRONMENT = "env.json"
-METRICS = "metrics.jsonl"
-EVENTS = "events.jsonl"
-SUMMARY = "summary.json"
-WEIGHTS = "model.safetensors"
-TENSORBOARD = "tb"
-LOGS = "logs"
-CHECKPOINTS = "checkpoints"
-CRASH = "crash"
-LOCK = "run.lock"
+from dist_train.layout import CRASH, LOCK, LOGS
 
 PACKAGES = ("dist-train", "torch", "numpy", "pydantic", "safetensors", "tensorboard", "ray")
 # Everything else in the environment may be a secret and is not written down.

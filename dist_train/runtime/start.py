@@ -11,18 +11,20 @@ from typing import Any
 
 from dist_train.config import Config, load_config
 from dist_train.errors import FAILED, REFUSED, ConfigError, TrainingError
-from dist_train.runtime import run_dir as layout
+from dist_train.layout import CHECKPOINTS, CONFIG
+from dist_train.runtime import run_dir as directories
 from dist_train.runtime.launcher import Job, launch
 from dist_train.runtime.opening import (
     newest_step,
     open_run_directory,
     read_summary,
     refuse_impossible,
+    refuse_missing_origin,
     with_workers,
     write_down,
-    write_failure,
 )
 from dist_train.runtime.place import find_place
+from dist_train.watch.aftermath import write_failure
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def train(config: Config, run_dir: Path | str | None = None, resume: str = "auto
 def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple[int, Path]:
     """Start this machine's workers, watch them to the end; return the exit status and the run directory."""
     config = refuse_impossible(config, os.environ)
-    directory = directory or layout.create(Path("runs"), config.name)
-    with layout.Lock(directory, tell):
+    refuse_missing_origin(resume)
+    directory = directory or directories.create(Path("runs"), config.name)
+    with directories.Lock(directory, tell):
         for note in open_run_directory(config, directory, resume, os.environ):
             tell(note)
         job = Job(
@@ -101,7 +104,7 @@ def tell(line: str) -> None:
 
 
 def _worker_command(directory: Path, resume: str) -> list[str]:
-    config = str(directory / layout.CONFIG)
+    config = str(directory / CONFIG)
     return [
         sys.executable,
         "-m",
@@ -141,7 +144,7 @@ def checkpoint_lines(directory: Path) -> list[str]:
     """Describe the checkpoints of a run, one line each; raises ConfigError where there are none."""
     from dist_train.core.checkpoint import summaries
 
-    found = summaries(directory / layout.CHECKPOINTS)
+    found = summaries(directory / CHECKPOINTS)
     if not found:
         raise ConfigError(f"{directory}: no checkpoints; give a run directory")
     return [

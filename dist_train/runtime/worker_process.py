@@ -16,11 +16,12 @@ from dist_train.config import Config
 from dist_train.errors import FAILED, REFUSED, ConfigError, Mismatch
 from dist_train.rules.liveness import Limits
 from dist_train.runtime import children
-from dist_train.runtime import run_dir as layout
-from dist_train.runtime.opening import open_run_directory, write_failure
+from dist_train.runtime import run_dir as directories
+from dist_train.runtime.opening import open_run_directory
 from dist_train.runtime.place import Place
 from dist_train.runtime.pulse import PulseWriter
 from dist_train.runtime.signals import StopSignals
+from dist_train.watch.aftermath import write_failure
 from dist_train.watch.logs import worker_logs
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,9 @@ def _run(
     with ExitStack() as held:
 
         def settle() -> dict[str, Any]:
-            directory = run_dir or layout.create(Path("runs"), config.name)
+            directory = run_dir or directories.create(Path("runs"), config.name)
             if not place.launched:
-                held.enter_context(layout.Lock(directory))
+                held.enter_context(directories.Lock(directory))
                 if problems := tasks.check(config):
                     raise ConfigError(problems)
                 open_run_directory(config, directory, resume, os.environ)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_train.errors import TrainingError
+from dist_train.layout import DISCARDED, EVENTS, METRICS, SUMMARY
 from dist_train.watch.display import Display
 from dist_train.watch.records import JsonLines, TrainLine, ValLine, trim
 from dist_train.watch.scalars import NoScalars, Scalars
 from dist_train.watch.summary import write_summary
-
-METRICS, EVENTS, DISCARDED = "metrics.jsonl", "events.jsonl", "logs/discarded_metrics.jsonl"
 
 
 class Logbook(Protocol):
@@ -83,7 +82,7 @@ class RunLogbook:
             self._display.warning(str(event["warning"]))
 
     def finish(self, summary: Mapping[str, Any], resume: str | None = None) -> None:
-        write_summary(self._run_dir / "summary.json", summary)
+        write_summary(self._run_dir / SUMMARY, summary)
         self._display.finish(summary, resume)
 
     def _put(self, file: JsonLines, record: Mapping[str, Any]) -> None:

@@ -9,18 +9,16 @@ from dist_train.config import Config, dump_config
 from dist_train.config.schema import Span
 from dist_train.core.keeper import Origin
 from dist_train.core.state import Counted
+from dist_train.layout import METRICS, TENSORBOARD
 from dist_train.plan import Plan
 from dist_train.rules.schedule import learning_rate
-from dist_train.runtime.place import Place
+from dist_train.watch.aftermath import measures, readable
 from dist_train.watch.display import open_display
 from dist_train.watch.figures import Length
-from dist_train.watch.logbook import METRICS, Logbook, NoLogbook, RunLogbook
-from dist_train.watch.records import read
+from dist_train.watch.logbook import Logbook, NoLogbook, RunLogbook
 from dist_train.watch.reporter import Earlier
 from dist_train.watch.scalars import NoScalars, Scalars
 
-# Keys of a validation line that are no measure; the step stays, to say where the best was.
-OF_THE_LINE = ("kind", "samples", "epoch", "wall_s", "seconds", "replica")
 LAST_BATCH = {"keep": "shorter", "drop": "left out"}
 
 
@@ -117,9 +115,11 @@ def start_facts(config: Config, plan: Plan, scene: Scene, run_dir: Path) -> dict
     }
 
 
-def open_logbook(config: Config, plan: Plan, run_dir: Path, place: Place, counted: Counted) -> Logbook:
+def open_logbook(
+    config: Config, plan: Plan, run_dir: Path, rank: int, attempt: int, counted: Counted
+) -> Logbook:
     """Open the book where the state is; every rank but 0 gets one that writes nothing."""
-    if place.rank != 0:
+    if rank != 0:
         return NoLogbook()
     epochs = plan.schedule.total / plan.lengths.epoch
     step = counted.updates
@@ -128,21 +128,21 @@ def open_logbook(config: Config, plan: Plan, run_dir: Path, place: Place, counte
     purge = step + 1 if step else None
     scalars: Scalars | NoScalars = NoScalars()
     if config.logging.tensorboard:
-        scalars = Scalars(run_dir / "tb", display.warning, purge, dump_config(config))
-        if place.attempt:
-            scalars.restarts(step, place.attempt)
+        scalars = Scalars(run_dir / TENSORBOARD, display.warning, purge, dump_config(config))
+        if attempt:
+            scalars.restarts(step, attempt)
     return RunLogbook(run_dir, display, scalars, step)
 
 
 def earlier(run_dir: Path, step: int) -> Earlier:
     """Return what the run has behind it at ``step``, from its own records."""
     path = run_dir / METRICS
-    if step == 0 or not path.exists():
+    if step == 0:
         return Earlier()
-    kept = [line for line in read(path) if line.get("step", 0) <= step]
+    kept = [line for line in readable(path) if line.get("step", 0) <= step]
     validations = [line for line in kept if line["kind"] == "val" and isinstance(line["loss"], float)]
     best = min(validations, key=lambda line: float(line["loss"]), default=None)
     return Earlier(
         wall_s=max((float(line.get("wall_s", 0)) for line in kept), default=0.0),
-        best=None if best is None else {k: v for k, v in best.items() if k not in OF_THE_LINE},
+        best=None if best is None else {"step": best["step"], **measures(best)},
     )

@@ -11,26 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from dist_train.errors import TrainingError
+from dist_train.rules.straggler import StepTimes as StepTimes
 from dist_train.watch.atomic import replacing
 
 Record = Mapping[str, Any]
 
 BLOCK = 1 << 16
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """Where a step's time went: seconds per step, as the mean over the workers."""
-
-    data: float
-    forward: float
-    backward: float
-    communication: float
-    update: float
-
-    @property
-    def total(self) -> float:
-        return self.data + self.forward + self.backward + self.communication + self.update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from dist_train.config import Config, differences, dump_config, load_config
+from dist_train.config.writing import flatten
 
 SOURCE: dict[str, Any] = {
     "name": "x",
@@ -91,3 +92,11 @@ def test_another_variant_differs_in_its_tag_and_its_keys() -> None:
         ("optimizer.trust", None, 0.001),
         ("optimizer.eps", None, 1e-9),
     ]
+
+
+def test_every_setting_has_one_path() -> None:
+    flat = flatten(load(task_options={"a": {"b": [1, "2"]}, "c": {}}))
+    assert flat["task_options.a.b"] == "[1, '2']"
+    assert flat["task_options.c"] == "{}"
+    assert flat["optimizer.lr"] == "1e-05"
+    assert flatten(load()) == flatten(load())

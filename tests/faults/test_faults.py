@@ -241,7 +241,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(program: Program) -> None
     if mounted.returncode:
         pytest.skip("this machine does not allow to mount a file system")
     try:
-        status, output = program.run("train.steps=12", "task_options.width=2000", run_dir=folder / "run")
+        status, output = program.run("optimizer.lr=1e-4", "task_options.width=2000", run_dir=folder / "run")
         assert status == 1  # the last state could not be saved, and that is a failure
         assert "was not written" in output
         assert "No space left" in output or "free" in output

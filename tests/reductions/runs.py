@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import toys
 import torch
+import toys
 from safetensors.torch import load_file
 from torch import Tensor
 from worker_group import Seat

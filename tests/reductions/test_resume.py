@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 import runs
-import toys
 import torch
+import toys
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.processes

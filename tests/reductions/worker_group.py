@@ -130,7 +130,6 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     served = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=LIMIT_S / 2))
-    import faulthandler; faulthandler.dump_traceback_later(10, repeat=True)  # DEBUG
     number = 0
     while True:
         try:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from dist_train import layout
 from dist_train.config import Config, load_config
 from dist_train.errors import ConfigError
 from dist_train.runtime import opening
-from dist_train.runtime import run_dir as layout
 from dist_train.runtime.opening import (
     newest_step,
     open_run_directory,
@@ -19,9 +19,8 @@ from dist_train.runtime.opening import (
     refuse_impossible,
     with_workers,
     write_down,
-    write_failure,
 )
-from dist_train.watch.records import JsonLines, read
+from dist_train.watch.records import read
 
 
 def configured(**sections: Any) -> Config:
@@ -40,7 +39,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the machine show a number of GPUs."""
 
     def show(count: int) -> None:
-        monkeypatch.setattr(layout, "gpu_count", lambda variables: count)
+        monkeypatch.setattr(opening, "gpu_count", lambda variables: count)
 
     show(0)
     return show
@@ -119,7 +118,7 @@ class TestRunDirectory:
         assert load_config(tmp_path / layout.CONFIG, ()).seed == 0
 
     def test_a_path_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="--resume nowhere: no such file"):
+        with pytest.raises(ConfigError, match="--resume nowhere: no such directory"):
             self.opened(tmp_path, resume="nowhere")
         self.opened(tmp_path / "new", resume=str(tmp_path))
 
@@ -137,30 +136,6 @@ class TestEnd:
         (tmp_path / layout.SUMMARY).write_text("{")
         assert read_summary(tmp_path) == {}
 
-    def test_a_failed_run_is_summed_up_from_its_records(self, tmp_path: Path) -> None:
-        with JsonLines(tmp_path / layout.METRICS) as metrics:
-            metrics.write(
-                {"kind": "train", "step": 10, "samples": 640, "wall_s": 1.0, "samples_per_s": 640.0}
-            )
-            metrics.write(
-                {"kind": "val", "step": 10, "samples": 640, "wall_s": 2.0, "loss": 0.5, "accuracy": 0.75}
-            )
-            metrics.write(
-                {"kind": "train", "step": 20, "samples": 1280, "wall_s": 3.0, "samples_per_s": 320.0}
-            )
-        write_down(tmp_path, {"event": "restart"})
-        write_failure(configured(parallel={"workers": 2}), tmp_path, "worker 1 was killed")
-        summary = read_summary(tmp_path)
-        assert summary["status"] == "failed"
-        assert summary["error"] == "worker 1 was killed"
-        assert (summary["steps"], summary["samples"], summary["wall_s"]) == (20, 1280, 3.0)
-        assert summary["val"] == {"loss": 0.5, "accuracy": 0.75}
-        assert (summary["workers"], summary["restarts"], summary["samples_per_s"]) == (2, 1, 320.0)
-
-    def test_a_run_that_failed_before_its_first_line_has_a_summary_too(self, tmp_path: Path) -> None:
-        write_failure(configured(parallel={"workers": 1}), tmp_path, "no memory")
-        assert read_summary(tmp_path)["steps"] == 0
-
     def test_events_are_appended_with_their_time(self, tmp_path: Path) -> None:
         for number in range(2):
             write_down(tmp_path, {"event": "x", "number": number})
@@ -169,6 +144,6 @@ class TestEnd:
 
 def test_the_checks_ask_the_machine_they_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(opening.layout, "gpu_count", lambda variables: asked.append(variables) or 0)
+    monkeypatch.setattr(opening, "gpu_count", lambda variables: asked.append(variables) or 0)
     refuse_impossible(configured(), {"CUDA_VISIBLE_DEVICES": "1"})
     assert asked == [{"CUDA_VISIBLE_DEVICES": "1"}]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from dist_train import layout
 from dist_train.config import load_config
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError, TrainingError
-from dist_train.runtime import run_dir as layout
-from dist_train.runtime import start
+from dist_train.runtime import run_dir, start
 from dist_train.runtime.launcher import Job
 from dist_train.runtime.place import Place
 from dist_train.runtime.start import (
@@ -81,7 +81,7 @@ class TestLaunching:
         assert launches.jobs[0].run_dir.parent == Path("runs/started")
 
     def test_a_directory_in_use_is_refused(self, launches: Launches, tmp_path: Path) -> None:
-        with layout.Lock(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
+        with run_dir.Lock(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
             run_request(Request(GIVEN, run_dir=tmp_path))
         assert launches.jobs == []
 

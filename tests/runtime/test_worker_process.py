@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from dist_train import layout
 from dist_train.config import Config, load_config
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError, Mismatch, TrainingError
 from dist_train.runtime import children, worker_process
-from dist_train.runtime import run_dir as layout
 from dist_train.runtime.place import Place
 from dist_train.runtime.pulse import PulseWriter
 from dist_train.runtime.worker_process import Phases

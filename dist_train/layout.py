@@ -1,0 +1,17 @@
+"""The names of what lies in a run directory; other programs rely on them."""
+
+from __future__ import annotations
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "env.json"
+METRICS = "metrics.jsonl"
+# Metrics of steps that a resumed run made again.
+DISCARDED = "logs/discarded_metrics.jsonl"
+EVENTS = "events.jsonl"
+SUMMARY = "summary.json"
+WEIGHTS = "model.safetensors"
+TENSORBOARD = "tb"
+LOGS = "logs"
+CHECKPOINTS = "checkpoints"
+CRASH = "crash"
+LOCK = "run.lock"

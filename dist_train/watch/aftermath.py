@@ -1,0 +1,50 @@
+"""The summary of a run that failed, from the records that it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dist_train.config.schema import Config
+from dist_train.layout import EVENTS, METRICS, SUMMARY
+from dist_train.watch.records import lines_of, parse
+from dist_train.watch.summary import Summary, write_summary
+
+# Keys of a validation line that are no measure.
+OF_THE_LINE = ("kind", "step", "samples", "epoch", "wall_s", "seconds", "replica")
+
+
+def write_failure(config: Config, directory: Path, error: str) -> None:
+    """Write summary.json with the status ``failed``; damaged lines among the records are left out."""
+    records = readable(directory / METRICS)
+    last = records[-1] if records else {}
+    rates = [record["samples_per_s"] for record in records if "samples_per_s" in record]
+    validations = [record for record in records if record.get("kind") == "val"]
+    restarts = [event for event in readable(directory / EVENTS) if event.get("event") == "restart"]
+    summary = Summary(
+        status="failed",
+        mode=config.parallel.mode,
+        workers=int(config.parallel.workers),
+        replicas=config.parallel.replicas,
+        steps=int(last.get("step", 0)),
+        samples=int(last.get("samples", 0)),
+        wall_s=float(last.get("wall_s", 0.0)),
+        samples_per_s=float(rates[-1]) if rates else 0.0,
+        restarts=len(restarts),
+        val=measures(validations[-1]) if validations else {},
+        run_dir=str(directory),
+        error=error,
+    )
+    write_summary(directory / SUMMARY, summary.record())
+
+
+def measures(line: dict[str, Any]) -> dict[str, float]:
+    """Return the loss and the metrics of a validation line."""
+    return {name: value for name, value in line.items() if name not in OF_THE_LINE}
+
+
+def readable(path: Path) -> list[dict[str, Any]]:
+    """Read the lines that are JSON objects; none when there is no file."""
+    if not path.exists():
+        return []
+    return [record for line in lines_of(path) if (record := parse(line)) is not None]
