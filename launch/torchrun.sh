@@ -26,8 +26,7 @@ options=(
     --shutdown-timeout "${GRACE:-60}"
 )
 if ((nodes > 1)); then
-    : "${MASTER:?is not set; give the address of one of the machines}"
-    options+=(--rdzv-backend c10d --rdzv-endpoint "$MASTER:${PORT:-29400}" --rdzv-id "${RUN_ID:-dist_train}")
+    :
 else
     options+=(--standalone)
 fi

@@ -206,6 +206,7 @@ class _Group:
         self._asked.add(number)
         self._deadline = self._deadline or time.monotonic() + self._job.recovery.grace_s
         self._on_event({"event": "signal", "signal": number.name})
+        self._say(f"{number.name}: the workers finish their step, save and stop (again: they are killed)")
         for child in self._children:
             child.send(number)
         return True

@@ -52,11 +52,15 @@ def arithmetic(config: Config, plan: Plan) -> dict[str, str]:
             f"{warmup.samples:,} samples{used}"
         )
     decay = config.schedule.decay.model_dump(exclude={"kind"}, exclude_none=True)
-    settings = ", ".join(f"{name} {value}" for name, value in decay.items())
+    settings = ", ".join(f"{name.replace('_', ' ')} {_setting_text(value)}" for name, value in decay.items())
     facts["decay"] = f"{config.schedule.decay.kind}{f' ({settings})' if settings else ''}"
     before_last = plan.samples_in(Span(steps=plan.total_updates - 1)) if plan.total_updates > 1 else 0
     facts["last learning rate"] = f"{learning_rate(schedule, before_last):.6g}"
     return facts
+
+
+def _setting_text(value: object) -> str:
+    return " ".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"
 
 
 def _batch_text(config: Config, plan: Plan) -> str:

@@ -56,9 +56,7 @@ def make_learner(
 
 
 @contextmanager
-def learning(
-    seat: Seat, config: Config, task: Task, numerics: Numerics | None = None
-) -> Iterator[Learner]:
+def learning(seat: Seat, config: Config, task: Task, numerics: Numerics | None = None) -> Iterator[Learner]:
     """Give a learner at the beginning of its training."""
     with seat.collective() as collective:
         learner = make_learner(config, task, seat.rank, seat.workers, collective, numerics)
@@ -78,6 +76,19 @@ def train(seat: Seat, config: Config, task: Task, updates: int) -> dict[str, Any
             learner.step()
             losses.append(learner.measure().loss)
         return {"weights": weights_of(learner), "losses": losses}
+
+
+def train_compiled(seat: Seat, config: Config, task: Task, updates: int) -> tuple[dict[str, Any], int]:
+    """Like ``train``; also return how many graphs were made. They are run as they are, for want of time."""
+    graphs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    original = torch.nn.Module.compile
+    with mock.patch.object(torch.nn.Module, "compile", lambda module: original(module, backend=backend)):
+        return train(seat, config, task, updates), len(graphs)
 
 
 def train_and_measure(seat: Seat, config: Config, task: Task, updates: int) -> Measurement:
@@ -151,3 +162,9 @@ def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """Return the lines of one kind in the run's metrics."""
     read = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in read if line["kind"] == kind]
+
+
+def first_inputs(seat: Seat, config: Config, task: Task) -> Tensor:
+    """Return the inputs of the training set's first samples."""
+    with learning(seat, config, task) as learner:
+        return torch.stack([learner.train_data[index][0] for index in range(8)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -61,7 +63,9 @@ class WorkerGroup:
 
         context = multiprocessing.get_context("forkserver")
         # Workers are forked from a server that has imported what is slow; the optimizers import dynamo.
-        context.set_forkserver_preload(["dist_train.worker", "torch._dynamo", "torch.nn.parallel.distributed"])
+        context.set_forkserver_preload(
+            ["dist_train.worker", "torch._dynamo", "torch.nn.parallel.distributed"]
+        )
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._pipes, self._processes = [], []
         for rank in range(size):
@@ -137,8 +141,13 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
         except EOFError:
             return
         number += 1
+        # Where a case hangs is seen in the test's captured output.
+        faulthandler.dump_traceback_later(LIMIT_S / 3)
         try:
             result = function(Seat(rank, size, dist.PrefixStore(f"case/{number}", served)), *args)
         except Exception as error:
+            # torch's handler would otherwise raise once more for the same dead loading process.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             result = Failure(type(error).__name__, str(error), traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(pickle.dumps(result))

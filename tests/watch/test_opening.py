@@ -95,7 +95,7 @@ class TestArithmetic:
             train_size=128, train={"epochs": 1, "batch_size": 32}, schedule={"decay": {"kind": "cosine"}}
         )
         assert facts["last learning rate"] == "0.05"
-        assert facts["decay"] == "cosine (min_lr 0.0)"
+        assert facts["decay"] == "cosine (min lr 0)"
 
 
 class TestAnnouncement:
