@@ -158,6 +158,8 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     """Save what there is; when training is over, deliver the weights."""
     learner, reporter = training.learner, training.reporter
     connection.phase("finishing", learner.state.counted.updates)
+    if learner.has_unmeasured_steps:
+        reporter.measured(learner.measure(), learner.rate)
     if not interrupted and not reporter.has_validated:
         _validate(training)
     training.keeper.finish(learner.state, learner.rate)

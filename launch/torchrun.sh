@@ -8,6 +8,7 @@
 # PORT        a free port on MASTER (29400)
 # WORKERS     workers on this machine (one for each GPU; without GPUs, one for each core)
 # RESTARTS    how often torchrun starts all workers again after a failure (3)
+# GRACE       seconds that the workers get to save after a signal (60)
 #
 # --run-dir must be the same directory on all machines, on a shared file system.
 # Several network interfaces: export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME with the private one's name.
@@ -22,11 +23,11 @@ options=(
     --max-restarts "${RESTARTS:-3}"
     # Without this, torchrun dies of a SIGUSR1 or SIGUSR2 and leaves its workers behind.
     --signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2
-    # What the workers get to save after a signal.
     --shutdown-timeout "${GRACE:-60}"
 )
 if ((nodes > 1)); then
-    :
+    : "${MASTER:?is not set; give the address of one of the machines}"
+    options+=(--rdzv-backend c10d --rdzv-endpoint "$MASTER:${PORT:-29400}" --rdzv-id "${RUN_ID:-dist_train}")
 else
     options+=(--standalone)
 fi

@@ -109,23 +109,24 @@ def plan_from(config: Config, state: State, workers: int, train_size: int) -> tu
     schedule.rewarm, climbing from the old rate.
     """
     chosen, samples = state.chosen, state.counted.samples
-    plan = make_plan(config, workers, train_size, chosen.rewarms)
-    rate, note = learning_rate(plan.schedule, samples), None
-    batch = plan.samples_per_update
-    if chosen.batch is not None and chosen.rate is not None and chosen.batch != batch:
-        note = f"global batch {chosen.batch} -> {batch}: learning rate {chosen.rate:.6g} -> {rate:.6g}"
-        if config.schedule.rewarm is not None and rate > 0:
-            plan = make_plan(config, workers, train_size)
-            new_rate = learning_rate(plan.schedule, samples)
-            span = plan.samples_in(config.schedule.rewarm)
-            chosen.rewarms = (Rewarm(samples, span, chosen.rate / new_rate),)
-            plan = make_plan(config, workers, train_size, chosen.rewarms)
-            note = (
-                f"global batch {chosen.batch} -> {batch}: learning rate {chosen.rate:.6g} -> {new_rate:.6g}, "
-                f"climbing over {span} samples"
-            )
-    chosen.batch = batch
-    return plan, note
+    old_rate, old_batch = chosen.rate, chosen.batch
+    chosen.batch = make_plan(config, workers, train_size).samples_per_update
+    if old_rate is None or old_batch is None or old_batch == chosen.batch:
+        return make_plan(config, workers, train_size, chosen.rewarms), None
+    chosen.rewarms = ()
+    plan = make_plan(config, workers, train_size)
+    rate, note = (
+        learning_rate(plan.schedule, samples),
+        f"global batch {old_batch} -> {chosen.batch}: learning rate",
+    )
+    if rate == old_rate:
+        return plan, f"{note} stays {rate:.6g}"
+    note = f"{note} {old_rate:.6g} -> {rate:.6g}"
+    if config.schedule.rewarm is None or rate == 0:
+        return plan, note
+    span = plan.samples_in(config.schedule.rewarm)
+    chosen.rewarms = (Rewarm(samples, span, old_rate / rate),)
+    return make_plan(config, workers, train_size, chosen.rewarms), f"{note}, climbing over {span} samples"
 
 
 class Keeper:

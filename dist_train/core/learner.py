@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -93,8 +93,8 @@ class Learner:
         self._clock = StepClock(model, at.numerics.device)
         started = self.coupling.start(model)
         if config.train.compile:
-            # In place: the model keeps its type and the names of its parameters.
-            started.module.compile()
+            # A wrapper to call: the state's model keeps its type and the names of its parameters.
+            started = replace(started, module=torch.compile(started.module))
         model.train()
         self._gradients = GradientHalf(
             self.task, started, self.coupling, at.numerics, self._clock, self._phase
@@ -114,6 +114,10 @@ class Learner:
     def rate(self) -> float:
         """The learning rate of the next update."""
         return learning_rate(self.plan.schedule, self.state.counted.samples)
+
+    @property
+    def has_unmeasured_steps(self) -> bool:
+        return self._window_steps > 0
 
     def step(self) -> None:
         """Make one update: compute gradients, bring them together, apply them."""

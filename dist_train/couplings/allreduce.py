@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.schema import Parallel
@@ -60,11 +58,8 @@ class AllReduce:
         if self._parallel.compression == "bf16":
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-            def in_bf16(group: Any, bucket: dist.GradBucket) -> Future[Tensor]:
-                # Under its own name torch refuses the hook without NCCL, though Gloo can add bf16 too.
-                return bf16_compress_hook(group, bucket)
-
-            module.register_comm_hook(None, in_bf16)
+            # Under its own name torch refuses the hook without NCCL, though Gloo can add bf16 too.
+            module.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
         elif self._parallel.compression == "powersgd":
             from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
 

@@ -96,6 +96,9 @@ def after_failure(attempts: Sequence[Attempt], limits: Limits) -> Restart | Stop
         return Stop("not restarting: the workers failed before their first step")
     if any(_same(earlier, last) for earlier in attempts[:-1]):
         return Stop(f"not restarting: {last.place} failed twice: {failure.error}")
+    alike = sum(1 for attempt in attempts if _same_error(attempt.failure, failure))
+    if alike > limits.max_restarts:
+        return Stop(f"not restarting: the same error {alike} times: {failure.error}")
     in_vain = _restarts_in_vain(attempts)
     if in_vain >= limits.max_restarts:
         return Stop(f"not restarting: {in_vain} restarts (recovery.max_restarts) without progress")
@@ -116,3 +119,8 @@ def _restarts_in_vain(attempts: Sequence[Attempt]) -> int:
         in_vain = 0 if attempt.reached > furthest else in_vain + 1
         furthest = max(furthest, attempt.reached)
     return in_vain
+
+
+def _same_error(one: Failure, other: Failure) -> bool:
+    """Tell an error of the program, which restarts do not mend, from one of the machines."""
+    return not one.killed and not other.killed and (one.kind, one.error) == (other.kind, other.error)

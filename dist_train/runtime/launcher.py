@@ -214,8 +214,9 @@ class _Group:
     def _out_of_grace(self, running: list[Child]) -> int:
         children.dump_stacks(running)
         names = ", ".join(str(child.rank) for child in running)
+        who = f"worker {names}" if len(running) == 1 else f"workers {names}"
         self._say(
-            f"killed worker {names}: still running {self._job.recovery.grace_s:g} s (recovery.grace_s) "
+            f"killed {who}: still running {self._job.recovery.grace_s:g} s (recovery.grace_s) "
             f"after the request to stop; stacks in {self._job.run_dir / LOGS}"
         )
         return FAILED

@@ -65,6 +65,8 @@ def open_run_directory(
     write_atomically(file, dump_config(config))
     described = json.dumps(environment(variables), indent=2)
     write_atomically(directory / layout.ENVIRONMENT, described + "\n")
+    # What a summary says is true until the run goes on.
+    (directory / layout.SUMMARY).unlink(missing_ok=True)
     notes = [f"{key} changed from {old} to {new} since this run was saved" for key, old, new in changes]
     for note in notes:
         write_down(directory, {"event": "configuration_changed", "note": note})

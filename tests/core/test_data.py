@@ -8,6 +8,7 @@ import pytest
 import runs
 import torch
 import toys
+from worker_group import WorkerGroup
 
 from dist_train.config.schema import Data
 from dist_train.core.data import Order, Share, size_of, training_batches, validation_batches
@@ -88,9 +89,13 @@ def test_a_dataset_drawn_at_random_is_the_same_on_every_worker(group):
 
 
 @pytest.mark.processes
-def test_a_loading_process_that_dies_is_an_error(group):
+def test_a_loading_process_that_dies_is_an_error():
     config = runs.config_of(data={"loaders": 1})
-    (failure,) = group(1).attempt(runs.train, config, toys.Dying(size=12), 4)
+    worker = WorkerGroup(1)
+    try:
+        (failure,) = worker.attempt(runs.train, config, toys.Dying(size=12), 4)
+    finally:
+        worker.close()
     # Either torch sees the death, or the worker the end of what the process was handing over.
     assert failure.kind in ("RuntimeError", "ConnectionResetError", "EOFError")
 

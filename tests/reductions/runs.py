@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import toys
@@ -86,8 +88,7 @@ def train_compiled(seat: Seat, config: Config, task: Task, updates: int) -> tupl
         graphs.append(graph)
         return graph.forward
 
-    original = torch.nn.Module.compile
-    with mock.patch.object(torch.nn.Module, "compile", lambda module: original(module, backend=backend)):
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend=backend)):
         return train(seat, config, task, updates), len(graphs)
 
 

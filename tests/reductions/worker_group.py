@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -149,5 +150,7 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
             # torch's handler would otherwise raise once more for the same dead loading process.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             result = Failure(type(error).__name__, str(error), traceback.format_exc())
+        # A case's loading processes end with it, not in the middle of a later one.
+        gc.collect()
         faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(pickle.dumps(result))

@@ -121,3 +121,14 @@ def test_a_killed_worker_is_the_culprit_before_the_echoes_of_its_death():
 def test_among_echoes_only_the_first_is_the_culprit():
     echoes = [failure(rank=r, error="Broken pipe", at=3.0 - r) for r in range(3)]
     assert culprit(echoes).rank == 2
+
+
+def test_an_error_that_comes_back_is_given_up_even_when_each_attempt_gets_further():
+    again = [Attempt(step - 10, failure(step)) for step in (20, 30, 40, 50)]
+    assert after_failure(again[:3], LIMITS) == Restart(1.0)
+    assert after_failure(again, LIMITS) == Stop("not restarting: the same error 4 times: RuntimeError: boom")
+
+
+def test_machines_may_fail_as_often_as_they_like_while_the_run_gets_further():
+    killed = [Attempt(step - 10, failure(step, kind="SIGKILL", killed=True)) for step in range(20, 200, 10)]
+    assert after_failure(killed, LIMITS) == Restart(1.0)
