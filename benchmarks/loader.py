@@ -20,10 +20,12 @@ from dist_train.rules.sampling import Position
 from dist_train.tasks.images import Images
 
 BATCH = 32
-BATCHES = 6
+BATCHES = 16
 IMAGES = 1024
 DISTINCT = 64
 LOADERS = (0, 1, 2)
+# Loading processes work ahead: all of them come to rest before anyone is timed.
+REST_S = 1.5
 
 
 def make_images(folder: Path) -> None:
@@ -73,6 +75,7 @@ def _alternate(streams: dict[str, Iterator[Any]], rounds: int) -> dict[str, list
     for number in range(rounds):
         # Whoever begins changes from round to round.
         for name in sorted(streams, reverse=number % 2 == 1):
+            time.sleep(REST_S)
             seconds[name].append(_draw(streams[name]))
     return seconds
 

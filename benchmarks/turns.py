@@ -107,7 +107,8 @@ class Job:
         with suppress(OSError):
             self._tell(0)
         for worker in self._workers:
-            worker.close()
+            with suppress(OSError):  # what was not sent to a worker that has gone
+                worker.close()
         self._listener.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)

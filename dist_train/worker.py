@@ -74,6 +74,7 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
         interrupted = _train(training)
         status = _finish(training, connection, given, interrupted)
         stop.close()
+        learner.close()
         # Nobody leaves while another one still needs the store, which lives with rank 0.
         collective.barrier()
         return status

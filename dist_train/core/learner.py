@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from dist_train.config.schema import Config
@@ -94,7 +95,7 @@ class Learner:
         started = self.coupling.start(model)
         if config.train.compile:
             # A wrapper to call: the state's model keeps its type and the names of its parameters.
-            started = replace(started, module=torch.compile(started.module))
+            started = replace(started, module=cast(nn.Module, torch.compile(started.module)))
         model.train()
         self._gradients = GradientHalf(
             self.task, started, self.coupling, at.numerics, self._clock, self._phase
@@ -186,6 +187,10 @@ class Learner:
             stack.enter_context(recomputed)
         stack.enter_context(evaluation_buffers(self.state.model, self._at.collective))
         return stack
+
+    def close(self) -> None:
+        """End the loading processes: they ignore SIGTERM, and Python's exit would wait for them."""
+        self._batches = iter(())
 
     def _phase(self, name: str) -> None:
         self._at.phase(name, self.state.counted.updates + 1)

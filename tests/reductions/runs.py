@@ -63,7 +63,10 @@ def learning(seat: Seat, config: Config, task: Task, numerics: Numerics | None =
     with seat.collective() as collective:
         learner = make_learner(config, task, seat.rank, seat.workers, collective, numerics)
         learner.begin(make_plan(config, seat.workers, len(learner.train_data)))
-        yield learner
+        try:
+            yield learner
+        finally:
+            learner.close()
 
 
 def weights_of(learner: Learner) -> dict[str, Tensor]:

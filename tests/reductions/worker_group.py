@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import multiprocessing
 import os
@@ -142,8 +141,6 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
         except EOFError:
             return
         number += 1
-        # Where a case hangs is seen in the test's captured output.
-        faulthandler.dump_traceback_later(LIMIT_S / 3)
         try:
             result = function(Seat(rank, size, dist.PrefixStore(f"case/{number}", served)), *args)
         except Exception as error:
@@ -152,5 +149,4 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
             result = Failure(type(error).__name__, str(error), traceback.format_exc())
         # A case's loading processes end with it, not in the middle of a later one.
         gc.collect()
-        faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(pickle.dumps(result))
