@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +45,22 @@ def memory_mb(pid: int) -> dict[str, float]:
     status = (process / "status").read_text()
     rollup = (process / "smaps_rollup").read_text()
     return {"peak_resident": _kilobytes(status, "VmHWM:") / 1024, "pss": _kilobytes(rollup, "Pss:") / 1024}
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a process has used so far: seconds of processors, and pages of memory it had to be given."""
+
+    processor_s: float
+    page_faults: int
+
+
+def used(pid: int) -> Used:
+    """Read what process ``pid`` has used. Other programs on the machine hardly change it."""
+    # The fields after the program's name, which may itself hold blanks and brackets: proc(5).
+    fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return Used(ticks / os.sysconf("SC_CLK_TCK"), int(fields[7]))
 
 
 def _kilobytes(text: str, label: str) -> int:

@@ -41,11 +41,15 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         rounds = result["seconds_per_step"]
         for baseline in [name for name in ("by_hand", "by_hand_fused") if name in rounds]:
             yield from _table(f"time of a step / {baseline}", ratios(rounds, baseline))
+            processor = ratios(result["processor_s_per_step"], baseline)
+            yield from _table(f"processor time of a step / {baseline}", processor)
         extra = differences(rounds, "by_hand_fused")
         yield from _table("ms per step - by_hand_fused", {n: scaled(s, 1000) for n, s in extra.items()})
         for name, workers in result["memory_mb"].items():
             peak, pss = (median(w[key] for w in workers) for key in ("peak_resident", "pss"))
-            yield f"  memory of a worker of {name}: {peak:.0f} MB at its peak, {pss:.0f} MB proportional"
+            faults = median(result["page_faults_per_step"][name])
+            figures = f"{peak:.0f} MB at its peak, {pss:.0f} MB proportional, {faults:.0f} page faults a step"
+            yield f"  a worker of {name}: {figures}"
     if "first_step" in result:
         yield from _table("seconds to the first step - by_hand", differences(result["first_step"], "by_hand"))
         quick = {name: spread(seconds) for name, seconds in result["quick"].items()}

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, environment, memory_mb, script
+from benchmarks.machine import ROOT, environment, memory_mb, script, used
 from benchmarks.turns import Contestant, Stage
 
 CONFIG = str(ROOT / "benchmarks" / "contestants" / "dist_train.yaml")
 # A turn holds a whole number of dist_train's logging intervals, so that each turn pays its share.
 STEPS = {"resnet": 10, "mlp": 10, "tiny": 200}
 WARMUP = 20
+LAUNCHES = 4
 
 # Memory comes from the kernel in pages of 2 MB where malloc can ask for them: far fewer page faults.
 HUGE_PAGES = ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"]
@@ -62,11 +63,36 @@ def variants(workload: str, folder: Path) -> list[Contestant]:
 
 
 def measure(workload: str, rounds: int, settings: bool = False) -> dict[str, Any]:
-    """Return seconds per step, round for round, and the memory of each contestant's rank 0 in MB."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        contestants = (variants if settings else trainers)(workload, folder)
-        with Stage(contestants, folder, environment()) as stage:
-            seconds = stage.rounds(rounds, STEPS[workload], WARMUP)
-            memory = {job.contestant.name: [memory_mb(pid) for pid in job.pids] for job in stage.jobs}
-    return {"seconds_per_step": seconds, "memory_mb": memory}
+    """Return, for each contestant, one number for each round or worker; see ``_launch`` for which.
+
+    The rounds are spread over several launches: where a process happens to get its memory decides how
+    often it asks the kernel for more, and so a part of its speed.
+    """
+    result: dict[str, dict[str, list[Any]]] = {}
+    for _ in range(min(LAUNCHES, rounds)):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            contestants = (variants if settings else trainers)(workload, folder)
+            with Stage(contestants, folder, environment()) as stage:
+                for measure, by_name in _launch(stage, max(1, rounds // LAUNCHES), STEPS[workload]).items():
+                    for name, numbers in by_name.items():
+                        result.setdefault(measure, {}).setdefault(name, []).extend(numbers)
+    return result
+
+
+def _launch(stage: Stage, rounds: int, steps: int) -> dict[str, dict[str, list[Any]]]:
+    """Measure one launch: seconds per step for each round, and for each worker what it used in a step."""
+    stage.rounds(0, 0, WARMUP)
+    before = {pid: used(pid) for job in stage.jobs for pid in job.pids}
+    result: dict[str, dict[str, list[Any]]] = {"seconds_per_step": dict(stage.rounds(rounds, steps, 0))}
+    made = rounds * steps
+    for job in stage.jobs:
+        name, after = job.contestant.name, {pid: used(pid) for pid in job.pids}
+        per_worker = {
+            "processor_s_per_step": [(after[p].processor_s - before[p].processor_s) / made for p in after],
+            "page_faults_per_step": [(after[p].page_faults - before[p].page_faults) / made for p in after],
+            "memory_mb": [memory_mb(pid) for pid in after],
+        }
+        for measure, numbers in per_worker.items():
+            result.setdefault(measure, {})[name] = numbers
+    return result

@@ -145,7 +145,8 @@ class Stage:
         try:
             for contestant in self._contestants:
                 self.jobs.append(Job(contestant, self._folder, self._environment))
-                self.jobs[-1].wait_until_ready()
+            for job in self.jobs:
+                job.wait_until_ready()
         except BaseException:
             self._end()
             raise
@@ -162,8 +163,9 @@ class Stage:
         Whoever begins changes from round to round. ``warmup`` steps come first and do not count.
         """
         seconds: dict[str, list[float]] = {job.contestant.name: [] for job in self.jobs}
-        for job in self.jobs:
-            job.turn(warmup)
+        if warmup:
+            for job in self.jobs:
+                job.turn(warmup)
         for turn in range(number):
             first = turn % len(self.jobs)
             for job in self.jobs[first:] + self.jobs[:first]:

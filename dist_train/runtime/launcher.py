@@ -325,6 +325,8 @@ def shared_variables(job: Job, attempt: int, inherited: Mapping[str, str]) -> di
         # Several workers with as many threads as cores each would be in one another's way.
         "OMP_NUM_THREADS": str(max(1, available_cpus() // job.workers)),
         "GLOO_SOCKET_IFNAME": "lo",
+        # Gradients are allocated anew in every step: in large pages, malloc fetches them without faults.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **inherited,
         **job.environment,
         "WORLD_SIZE": str(job.workers),

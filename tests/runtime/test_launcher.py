@@ -150,6 +150,7 @@ def test_cores_are_shared_out_unless_the_user_has_decided(tmp_path):
     assert shared_variables(job(tmp_path), 0, {})["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     assert shared_variables(job(tmp_path, workers=10**6), 0, {})["OMP_NUM_THREADS"] == "1"
     assert shared_variables(job(tmp_path), 0, {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
+    assert shared_variables(job(tmp_path), 0, {"GLIBC_TUNABLES": "own"})["GLIBC_TUNABLES"] == "own"
     own = job(tmp_path, environment={"GLOO_SOCKET_IFNAME": "eth0"})
     assert shared_variables(own, 0, {})["GLOO_SOCKET_IFNAME"] == "eth0"
 

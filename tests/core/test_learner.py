@@ -1,0 +1,312 @@
+"""A learner's step, counts and figures, by hand on a model of one weight."""
+
+from __future__ import annotations
+
+import random
+
+import by_hand
+import numpy as np
+import pytest
+import runs
+import torch
+from torch import nn
+
+from dist_train import optimizers
+from dist_train.core.learner import Learner, Workplace
+from dist_train.core.seeds import generator_states
+from dist_train.core.state import Counted, State
+from dist_train.core.step import Numerics
+from dist_train.couplings import Started
+from dist_train.couplings.allreduce import AllReduce
+from dist_train.errors import TrainingError
+from dist_train.exchange.collective import Alone
+from dist_train.plan import make_plan
+from dist_train.rules.sampling import Position
+from dist_train.task import Rows, Task
+
+CPU = torch.device("cpu")
+SIZE = 6
+
+
+class MeanOfProducts(Task):
+    """The loss is the mean of weight times input: its gradient is the mean of the inputs 0 to 5."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.seen: list[list[float]] = []
+        self.factor = factor
+
+    def model(self):
+        model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Dropout(0.5), nn.BatchNorm1d(1))
+        nn.init.constant_(model[0].weight, 2.0)
+        return model
+
+    def train_data(self):
+        return Rows(torch.arange(float(SIZE)).reshape(-1, 1))
+
+    def validation_data(self):
+        return Rows(torch.tensor([[1.0], [2.0], [6.0]]))
+
+    def loss(self, model, batch):
+        self.seen.append(batch[0].flatten().tolist())
+        predictions = batch[0] * model.get_parameter("0.weight") * self.factor
+        return predictions.mean(), predictions
+
+
+class Noisy(MeanOfProducts):
+    """Calls the model, whose dropout draws and whose batch norm moves."""
+
+    def loss(self, model, batch):
+        predictions = model(batch[0])
+        return predictions.mean(), predictions
+
+
+class WithPeer:
+    """A group of two in which the other worker's figures are given beforehand."""
+
+    workers = 2
+
+    def __init__(self, *figures: float) -> None:
+        self.figures = figures
+
+    def gather(self, values):
+        return torch.stack([values, torch.tensor(self.figures, dtype=values.dtype)])
+
+
+class Wrapping:
+    """A coupling that notes what it is asked."""
+
+    writes = True
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def start(self, model):
+        self.asked.append(("start", model))
+        return Started(Wrapper(model), lambda: None)
+
+    def objective(self, loss, predictions, batch, share):
+        self.asked.append(("objective", share))
+        return loss * share
+
+    def update(self, apply):
+        self.asked.append(("update", None))
+        apply()
+
+    def observe(self, metrics):
+        self.asked.append(("observe", metrics))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def get_parameter(self, name):
+        return self.module.get_parameter(name)
+
+
+def learner_of(task=None, coupling=None, workers=1, collective=None, counted=None, phase=None, **sections):
+    sections = {"train": {"steps": 3, "batch_size": 4}, "optimizer": {"name": "sgd", "lr": 0.5}} | sections
+    sections["optimizer"] |= {"momentum": 0}
+    config, task = runs.config_of(**sections), task or MeanOfProducts()
+    model = task.model()
+    state = State(model, optimizers.build(model, config.optimizer), CPU, counted or Counted())
+    at = Workplace(0, workers, Numerics(CPU), collective or Alone(), phase or (lambda *_: None))
+    learner = Learner(config, task, state, coupling or AllReduce(config.parallel, 0, 1), at)
+    learner.begin(make_plan(config, workers, SIZE))
+    return learner
+
+
+def weight_of(learner) -> float:
+    return learner.state.model[0].weight.item()
+
+
+def test_updates_follow_the_shuffle_and_are_counted():
+    task = MeanOfProducts()
+    learner = learner_of(task)
+    counts = []
+    for _ in range(3):
+        learner.step()
+        counted = learner.state.counted
+        counts.append((counted.updates, counted.samples, counted.position))
+    assert counts == [(1, 4, Position(0, 4)), (2, 6, Position(1, 0)), (3, 10, Position(1, 4))]
+    first, second = by_hand.order(5, 0, SIZE), by_hand.order(5, 1, SIZE)
+    assert task.seen == [first[:4].tolist(), first[4:].tolist(), second[:4].tolist()]
+
+
+def test_an_update_moves_the_weight_by_rate_times_the_mean_gradient():
+    task = MeanOfProducts()
+    learner = learner_of(task)
+    learner.step()
+    assert weight_of(learner) == pytest.approx(2 - 0.5 * sum(task.seen[0]) / 4)
+
+
+def test_training_begins_at_the_position_of_the_state():
+    task = MeanOfProducts()
+    learner = learner_of(task, counted=Counted(3, 10, Position(1, 4)))
+    learner.step()
+    assert task.seen == [by_hand.order(5, 1, SIZE)[4:].tolist()]
+    assert learner.state.counted == Counted(4, 12, Position(2, 0))
+
+
+@pytest.mark.parametrize(
+    ("train", "updates"), [({"steps": 3}, 3), ({"epochs": 2}, 4), ({"samples": 10}, 3), ({"epochs": 0.5}, 1)]
+)
+def test_training_is_finished_when_its_length_is_reached(train, updates):
+    learner = learner_of(train=train | {"batch_size": 4})
+    for _ in range(updates):
+        assert not learner.finished
+        learner.step()
+    assert learner.finished
+
+
+def test_the_rate_is_that_of_the_samples_and_not_of_the_updates():
+    warmup = {"kind": "gradual", "samples": 12, "start_lr": 0}
+    learner = learner_of(schedule={"warmup": warmup}, train={"steps": 9, "batch_size": 4})
+    rates, used = [], []
+    for _ in range(5):
+        rates.append(learner.rate)
+        learner.step()
+        used.append(learner.state.optimizer.param_groups[0]["lr"])
+    # Updates of 4, 2, 4, 2 samples.
+    assert rates == pytest.approx([0.5 * samples / 12 for samples in (0, 4, 6, 10, 12)])
+    assert used == rates
+
+
+def test_momentum_follows_its_schedule():
+    decay = {"kind": "one_cycle", "momentum": [0.5, 0.75], "triangle": 1.0}
+    learner = learner_of(schedule={"decay": decay}, train={"samples": 12, "batch_size": 4})
+    seen = []
+    for _ in range(4):
+        learner.step()
+        seen.append(learner.state.optimizer.param_groups[0]["momentum"])
+    # The lowest in the middle, after 6 of 12 samples.
+    assert seen == pytest.approx([0.75, 0.75 - 0.25 * 4 / 6, 0.5, 0.75 - 0.25 * 2 / 6])
+
+
+def test_the_loss_is_the_mean_over_the_samples_of_uneven_updates():
+    task = MeanOfProducts()
+    # A rate too small to move the weight.
+    learner = learner_of(task, optimizer={"name": "sgd", "lr": 1e-12})
+    learner.step()
+    learner.step()
+    measured = learner.measure()
+    assert measured.samples == SIZE
+    assert measured.loss == pytest.approx(2 * (0 + 1 + 2 + 3 + 4 + 5) / 6)
+    assert len(measured.times) == 1
+    assert measured.memory_mb > 1
+
+
+def test_figures_are_brought_together_from_all_workers():
+    # The other one's loss summed over samples, five times, and its memory.
+    collective = WithPeer(30.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1e9)
+    task = MeanOfProducts()
+    train = {"steps": 3, "batch_size": 2}
+    learner = learner_of(task, Wrapping(), workers=2, collective=collective, train=train)
+    learner.step()
+    (own,) = task.seen
+    measured = learner.measure()
+    assert len(own) == 2
+    assert measured.samples == 4
+    assert measured.loss == pytest.approx((2 * sum(own) + 30) / 4)
+    other = measured.times[1]
+    assert (other.data, other.forward, other.backward, other.communication, other.update) == (
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+    )
+    assert measured.memory_mb == 1e9
+
+
+def test_a_measurement_begins_anew_where_the_last_one_ended():
+    learner = learner_of()
+    assert not learner.has_unmeasured_steps
+    learner.step()
+    assert learner.has_unmeasured_steps
+    learner.measure()
+    assert not learner.has_unmeasured_steps
+    learner.step()
+    again = learner.measure()
+    assert again.samples == 2
+    assert again.loss == pytest.approx(weight_before_last(learner) * sum(learner.task.seen[-1]) / 2)
+
+
+def weight_before_last(learner) -> float:
+    first = learner.task.seen[0]
+    return 2 - 0.5 * sum(first) / len(first)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_finite_number_is_an_error_that_says_what_to_do(factor):
+    learner = learner_of(MeanOfProducts(factor))
+    learner.step()
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) by step 1; lower optimizer\.lr.* checkpoint"):
+        learner.measure()
+
+
+def test_another_workers_loss_that_is_no_number_is_an_error_here_too():
+    collective = WithPeer(float("nan"), 0, 0, 0, 0, 0, 0)
+    learner = learner_of(coupling=Wrapping(), workers=2, collective=collective)
+    learner.step()
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        learner.measure()
+
+
+def test_the_gradients_norm_is_measured_where_it_is_clipped():
+    task = MeanOfProducts()
+    learner = learner_of(task, train={"steps": 3, "batch_size": 4, "clip_norm": 0.1})
+    learner.step()
+    assert learner.measure().gradient_norm == pytest.approx(sum(task.seen[0]) / 4)
+    assert weight_of(learner) == pytest.approx(2 - 0.5 * 0.1, rel=1e-5)
+
+
+def test_the_coupling_wraps_the_model_once_and_stands_between_the_halves():
+    coupling = Wrapping()
+    learner = learner_of(coupling=coupling)
+    learner.state.model.eval()
+    learner.begin(learner.plan)
+    assert coupling.asked[-1] == ("start", learner.state.model)
+    assert learner.state.model.training
+    del coupling.asked[:]
+    learner.step()
+    assert coupling.asked == [("objective", 1.0), ("update", None)]
+    metrics = learner.validate()
+    assert coupling.asked[-1] == ("observe", metrics)
+
+
+def test_validation_returns_the_mean_and_says_what_it_does():
+    phases = []
+    learner = learner_of(phase=lambda name, step: phases.append((name, step)))
+    learner.step()
+    assert phases == [("data", 1), ("forward", 1), ("backward", 1), ("update", 1)]
+    assert learner.validate() == pytest.approx({"loss": weight_of(learner) * 3})
+    assert set(phases[4:]) == {("validating", 2)}
+
+
+def everything(learner):
+    tensors, values = generator_states(CPU)
+    model = {name: tensor.tolist() for name, tensor in learner.state.model.state_dict().items()}
+    return model, {name: state.tolist() for name, state in tensors.items()}, values
+
+
+@pytest.mark.parametrize("batch_norm_batches", [0, 2])
+def test_validation_gives_back_modes_statistics_and_generators(batch_norm_batches):
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    learner = learner_of(Noisy(), validation={"batch_norm_batches": batch_norm_batches})
+    learner.step()
+    before = everything(learner)
+    learner.validate()
+    assert everything(learner) == before
+    assert all(module.training for module in learner.state.model.modules())
+
+
+def test_what_is_delivered_has_recomputed_statistics():
+    learner = learner_of(Noisy(), validation={"batch_norm_batches": 1})
+    norm = learner.state.model[2]
+    with learner.delivered_model():
+        assert norm.running_mean.item() != 0
+    assert norm.running_mean.item() == 0
