@@ -15,7 +15,7 @@ STEPS = {"resnet": 10, "mlp": 10, "tiny": 200}
 WARMUP = 20
 LAUNCHES = 4
 
-# Memory comes from the kernel in pages of 2 MB where malloc can ask for them: far fewer page faults.
+# dist_train's launcher has malloc ask the kernel for pages of 2 MB: far fewer page faults.
 HUGE_PAGES = ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"]
 SMALL_PAGES = ["env", "GLIBC_TUNABLES=glibc.malloc.hugetlb=0"]
 VARIANTS = {
@@ -55,7 +55,6 @@ def variants(workload: str, folder: Path) -> list[Contestant]:
     own = dist_train(workload, folder)
     paged = [
         Contestant("by_hand_huge_pages", [*HUGE_PAGES, *by_hand.command]),
-        Contestant("huge_pages", [*HUGE_PAGES, *dist_train(workload, folder, name="huge_pages").command]),
         Contestant("small_pages", [*SMALL_PAGES, *dist_train(workload, folder, name="small_pages").command]),
     ]
     others = [dist_train(workload, folder, *settings, name=name) for name, settings in VARIANTS.items()]

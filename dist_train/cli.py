@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dist_train.errors import REFUSED, ConfigError
+from dist_train.errors import FAILED, REFUSED, ConfigError, TrainingError
 
 app = typer.Typer(
     name="dist-train",
@@ -67,11 +67,14 @@ def run(
 
 @app.command()
 def checkpoints(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
-    """List the checkpoints of a run, each verified against its checksums."""
-    from dist_train.runtime.start import checkpoint_lines
+    """List the checkpoints of a run, each verified against its checksums; 1 if one is damaged."""
+    from dist_train.runtime.start import VERIFIED, checkpoint_lines
 
-    for line in checkpoint_lines(run_dir):
+    lines = checkpoint_lines(run_dir)
+    for line in lines:
         typer.echo(line)
+    if not all(line.endswith(VERIFIED) for line in lines):
+        raise typer.Exit(FAILED)
 
 
 def main() -> None:
@@ -82,3 +85,6 @@ def main() -> None:
         for problem in error.problems:
             print(f"dist-train: {problem}", file=sys.stderr)
         sys.exit(REFUSED)
+    except (TrainingError, OSError) as error:
+        print(f"dist-train: {error}", file=sys.stderr)
+        sys.exit(FAILED)

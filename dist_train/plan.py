@@ -62,7 +62,11 @@ class Lengths:
         if span.epochs is not None:
             return max(1, round(span.epochs * self.epoch))
         assert span.steps is not None
-        epochs, rest = divmod(span.steps, self.updates_per_epoch)
+        return self.samples_of_updates(span.steps)
+
+    def samples_of_updates(self, updates: int) -> int:
+        """Return the samples that ``updates`` consume from the beginning of an epoch on."""
+        epochs, rest = divmod(updates, self.updates_per_epoch)
         return epochs * self.epoch + rest * self.batch
 
     def updates_for(self, samples: int, offset: int = 0) -> int:
@@ -78,6 +82,15 @@ class Lengths:
         """Return how many updates are left in an epoch of which ``offset`` samples are consumed."""
         left = self.train_size - offset
         return left // self.batch if self.last_batch == "drop" else -(-left // self.batch)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run has behind it; ``offset``: samples consumed of the current epoch."""
+
+    updates: int = 0
+    samples: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,12 +138,22 @@ class Plan:
         return rest + whole + self.lengths.updates_for(offset)
 
 
-def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[rules.Rewarm] = ()) -> Plan:
-    """Derive the plan; raise ConfigError where the data and the settings contradict each other."""
+def make_plan(
+    config: Config,
+    workers: int,
+    train_size: int,
+    rewarms: Sequence[rules.Rewarm] = (),
+    done: Done = Done(),
+) -> Plan:
+    """Derive the plan; raise ConfigError where the data and the settings contradict each other.
+
+    What is ``done`` matters where the length is given in steps: those made with another batch held other
+    numbers of samples.
+    """
     batch = samples_per_update(config.parallel, config.train, workers)
     _refuse_impossible(config, workers, train_size, batch)
     lengths = Lengths(train_size, batch, config.train.last_batch)
-    total = lengths.samples(config.train.length)
+    total = _total_samples(config.train.length, lengths, done)
     peak = scaled_learning_rate(
         config.schedule.scaling, config.optimizer.lr, batch, config.schedule.base_batch
     )
@@ -146,6 +169,16 @@ def make_plan(config: Config, workers: int, train_size: int, rewarms: Sequence[r
         ),
         length=config.train.length,
     )
+
+
+def _total_samples(length: Span, lengths: Lengths, done: Done) -> int:
+    if length.steps is None:
+        return lengths.samples(length)
+    left, here = max(0, length.steps - done.updates), lengths.rest_of_epoch(done.offset)
+    if left < here:
+        return done.samples + left * lengths.batch
+    rest_of_epoch = min(here * lengths.batch, lengths.train_size - done.offset)
+    return done.samples + rest_of_epoch + lengths.samples_of_updates(left - here)
 
 
 def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int) -> None:

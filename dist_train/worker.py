@@ -56,6 +56,10 @@ class Training:
     profiler: Profiler
     phase: Callable[[str, int], None]
 
+    def saving(self) -> None:
+        """Say that this worker is busy saving."""
+        self.phase("saving", self.learner.state.counted.updates)
+
 
 def work(config: Config, connection: Connection, given: Assignment, stop: StopAgreement) -> int:
     """Train as one worker; return the exit status: 0 done, 75 interrupted and saved."""
@@ -93,14 +97,16 @@ def _open(
     origin = agree_on_origin(given.run_dir, given.resume, connection.from_rank_0)
     if origin.path is not None:
         restore(state, origin.path, place.rank, place.workers, config.seed)
-    plan, rescaled = plan_from(config, state, place.workers, size_of(learner.train_data))
+    sizes = {"training": size_of(learner.train_data), "validation": size_of(learner.validation_data)}
+    connection.compare("data", {"size of the data for": {name: str(size) for name, size in sizes.items()}})
+    plan, rescaled = plan_from(config, state, place.workers, sizes["training"])
     book = open_logbook(config, plan, given.run_dir, place.rank, place.attempt, state.counted)
     parts.callback(book.close)
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)
     announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
     learner.begin(plan)
-    keeper = _open_keeper(config, connection, given, book, origin, state.counted.updates)
+    keeper = _open_keeper(config, connection, given, book, origin, learner)
     before = earlier(given.run_dir, state.counted.updates)
     profiler = open_profiler(config.logging.profile, given.run_dir, place.rank)
     parts.callback(profiler.stop)
@@ -109,8 +115,9 @@ def _open(
 
 
 def _open_keeper(
-    config: Config, connection: Connection, given: Assignment, book: Logbook, origin: Origin, step: int
+    config: Config, connection: Connection, given: Assignment, book: Logbook, origin: Origin, learner: Learner
 ) -> Keeper:
+    step, writes = learner.state.counted.updates, learner.coupling.writes
     rank, workers = connection.place.rank, connection.place.workers
     folder = given.run_dir / CHECKPOINTS
     ballot = StoreBallot(connection.store, f"ballot/{given.attempt}", rank, workers)
@@ -119,7 +126,7 @@ def _open_keeper(
     config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
     saved_step = step if origin.path is not None and origin.path.parent == folder else None
     saver = Saver(committer, lambda event: book.event(with_warning(event)))
-    return Keeper(saver, rank, rank == 0, config_hash, saved_step)
+    return Keeper(saver, rank, writes, config_hash, saved_step)
 
 
 def _train(training: Training) -> bool:
@@ -132,6 +139,8 @@ def _train(training: Training) -> bool:
         config.checkpoint.every_steps,
     )
     training.profiler.start()
+    if counted.owes_validation:
+        _validate(training)
     while not learner.finished:
         if training.stop.reached(counted.updates):
             return True
@@ -139,20 +148,23 @@ def _train(training: Training) -> bool:
         learner.step()
         training.profiler.step()
         due = timetable.after(counted.updates, counted.position, learner.finished)
+        counted.owes_validation = due.validation
         if due.log:
             training.reporter.measured(learner.measure(), rate)
+        if due.checkpoint:
+            training.keeper.save(learner.state, learner.rate, training.saving)
         if due.validation:
             _validate(training)
-        if due.checkpoint:
-            training.phase("saving", counted.updates)
-            training.keeper.save(learner.state, learner.rate)
-    return False
+    return counted.owes_validation
 
 
 def _validate(training: Training) -> None:
-    start = time.monotonic()
-    metrics = training.learner.validate()
-    training.reporter.validated(metrics, time.monotonic() - start)
+    """Validate, unless all workers agree to stop meanwhile: then the validation stays owed."""
+    start, counted = time.monotonic(), training.learner.state.counted
+    metrics = training.learner.validate(lambda: not training.stop.agreed_at(counted.updates))
+    if metrics is not None:
+        counted.owes_validation = False
+        training.reporter.validated(metrics, time.monotonic() - start)
 
 
 def _finish(training: Training, connection: Connection, given: Assignment, interrupted: bool) -> int:
@@ -163,15 +175,17 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
         reporter.measured(learner.measure(), learner.rate)
     if not interrupted and not reporter.has_validated:
         _validate(training)
-    training.keeper.finish(learner.state, learner.rate)
     if interrupted:
+        training.keeper.finish(learner.state, learner.rate, training.saving)
         resume = f"dist-train run {given.run_dir / CONFIG} --run-dir {given.run_dir}"
         reporter.finish("interrupted", given.run_dir, None, resume)
         return INTERRUPTED
     weights = given.run_dir / WEIGHTS
     with learner.delivered_model():
-        if connection.place.rank == 0:
+        if learner.coupling.writes:
             write_weights(learner.state.model, weights)
+    # After the weights: a disk too full for the last checkpoint must not cost the result.
+    training.keeper.finish(learner.state, learner.rate, training.saving)
     reporter.finish("done", given.run_dir, weights)
     return DONE
 

@@ -92,12 +92,15 @@ def test_a_dry_run_prints_and_starts_nothing(
     assert requests == []
 
 
-def test_checkpoints_prints_a_line_for_each(
+def test_checkpoints_prints_a_line_for_each_and_fails_if_one_is_damaged(
     command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(start, "checkpoint_lines", lambda run_dir: [f"{run_dir}/1", f"{run_dir}/2"])
+    found = ["step 1  verified", "step 2  verified"]
+    monkeypatch.setattr(start, "checkpoint_lines", lambda run_dir: found)
     assert command("checkpoints", "runs/x") == 0
-    assert capsys.readouterr().out == "runs/x/1\nruns/x/2\n"
+    assert capsys.readouterr().out == "step 1  verified\nstep 2  verified\n"
+    found[1] = "step 2  state.safetensors: its content has changed"
+    assert command("checkpoints", "runs/x") == 1
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ class Parallel(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # How long a collective may wait for a missing peer.
     timeout_s: Positive = 300.0
-    bucket_mb: Positive = 25.0
+    # Gradients exchanged at once; null: torch's choice (25, and 1 for the first bucket).
+    bucket_mb: Positive | None = None
+    # For models that leave parameters unused in some steps; costs a walk through the graph in every step.
+    find_unused_parameters: bool = False
     # How gradients travel. powersgd keeps a residual on each worker that is not part of a checkpoint:
     # a resumed run begins again with powersgd_start uncompressed steps.
     compression: Literal["none", "bf16", "powersgd"] = "none"

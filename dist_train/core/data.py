@@ -11,13 +11,13 @@ import ctypes
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from dist_train.config.schema import Data
 from dist_train.core.seeds import generators_untouched, seed_host
@@ -96,6 +96,21 @@ class Batches:
             position = self._order.after(position)
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong in a loading process: handed on as a batch, so that its words stay as they are."""
+
+    text: str
+
+
+def without_trouble(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches; raises TrainingError in the words of a loading process that failed."""
+    for batch in batches:
+        if isinstance(batch, Trouble):
+            raise TrainingError(batch.text)
+        yield batch
+
+
 class Samples(Dataset[Any]):
     """A user's dataset behind (epoch, index) keys: seeded for each sample, forgiving a few bad ones."""
 
@@ -103,13 +118,23 @@ class Samples(Dataset[Any]):
         self._dataset = dataset
         self._seed = seed
         self._budget = bad_samples
-        # Shared by the loading processes of this worker.
-        self._bad = LOADERS.Value(ctypes.c_int64)
+        # The bad samples found so far, shared by the loading processes of this worker; -1 is a free place.
+        self._bad = LOADERS.Array(ctypes.c_int64, [-1] * (bad_samples + 1))
 
     def __getitems__(self, keys: Sequence[Key]) -> Any:
-        """Fetch and collate one batch."""
+        """Fetch and collate one batch; in a loading process, a failure is returned as Trouble."""
+        if get_worker_info() is None:
+            return self._batch(keys)
+        try:
+            return self._batch(keys)
+        except Exception as error:
+            log.exception("a loading process failed")
+            text = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+            return Trouble(text)
+
+    def _batch(self, keys: Sequence[Key]) -> Any:
         fetch_batch = getattr(self._dataset, "batch", None)
-        if fetch_batch is not None:
+        if callable(fetch_batch):
             return fetch_batch([index for _, index in keys])
         with generators_untouched():
             return default_collate([self._fetch(epoch, index) for epoch, index in keys])
@@ -121,13 +146,17 @@ class Samples(Dataset[Any]):
             try:
                 return self._dataset[index_in_range]
             except BadSample as bad:
-                self._count(bad)
+                self._count(bad, index_in_range)
         raise TrainingError(f"samples {index} to {index + self._budget} of the dataset are all unreadable")
 
-    def _count(self, bad: BadSample) -> None:
+    def _count(self, bad: BadSample, index: int) -> None:
+        """Count a bad sample the first time that it is met; raises TrainingError beyond the budget."""
         with self._bad.get_lock():
-            self._bad.value += 1
-            found = self._bad.value
+            known = [each for each in self._bad[:] if each >= 0]
+            if index in known:
+                return
+            self._bad[len(known)] = index
+            found = len(known) + 1
         if found > self._budget:
             raise TrainingError(
                 f"bad sample {bad}; {found} found by this worker and data.bad_samples allows {self._budget}"
@@ -146,11 +175,10 @@ def size_of(dataset: Dataset[Any]) -> int:
 
 
 def training_batches(
-    dataset: Dataset[Any], order: Order, share: Share, position: Position, data: Data, pin: bool
+    samples: Samples, order: Order, share: Share, position: Position, data: Data, pin: bool
 ) -> Iterator[Any]:
     """Return this worker's collated batches from ``position`` on, without end."""
-    samples = Samples(dataset, order.seed, data.bad_samples)
-    return iter(_loader(samples, Batches(order, share, position), data, pin))
+    return without_trouble(_loader(samples, Batches(order, share, position), data, pin))
 
 
 def validation_batches(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dist_train.core.data import without_trouble
 from dist_train.core.seeds import generators_untouched
-from dist_train.core.step import Numerics, batch_norms
+from dist_train.core.step import Numerics, batch_norms, loss_of
 from dist_train.exchange.collective import Collective, mean_in_place
 from dist_train.task import Task
 
@@ -27,27 +28,32 @@ class Validator:
     numerics: Numerics
     collective: Collective
 
-    def __call__(self, model: nn.Module, alive: Callable[[], None]) -> dict[str, float]:
-        """Return the mean loss and metrics over the whole set; ``alive`` is called at every batch.
+    def __call__(self, model: nn.Module, go_on: Callable[[], bool]) -> dict[str, float] | None:
+        """Return the mean loss and metrics over the whole set; ``go_on`` is asked before every batch.
 
-        Means are weighted by samples and summed in double precision.
+        Means are weighted by samples and summed in double precision. When any worker is told not to go
+        on, all of them return None.
         """
         sums: dict[str, Tensor] = {}
+        abandoned = False
         was_training = model.training
         model.eval()
         with torch.no_grad(), generators_untouched(self.numerics.device):
-            for batch, size in zip(self.loader, self.sizes, strict=True):
-                alive()
+            for batch, size in zip(without_trouble(self.loader), self.sizes, strict=False):
+                if not go_on():
+                    abandoned = True
+                    break
                 self._add(model, self.numerics.place(batch), size, sums)
         model.train(was_training)
-        return self._means(sums)
+        votes = self.collective.sum(torch.tensor([float(abandoned)], device=self.numerics.device))
+        return None if votes.item() else self._means(sums)
 
     def _add(self, model: nn.Module, batch: Any, size: int, sums: dict[str, Tensor]) -> None:
         with self.numerics.context():
-            loss, predictions = self.task.loss(model, batch)
+            loss, predictions = loss_of(self.task, model, batch)
             measures = {"loss": loss, **self.task.metrics(predictions, batch)}
         for name, value in measures.items():
-            mean = value.detach().double().mean()
+            mean = torch.as_tensor(value, device=self.numerics.device).detach().double().mean()
             # Of no samples the sum is zero, even where the measure of the stand-in is not finite.
             total = mean * size if size else torch.zeros_like(mean)
             sums[name] = sums[name] + total if name in sums else total

@@ -19,14 +19,17 @@ from dist_train.core.checkpoint import (
     steps_in,
     verify,
 )
-from dist_train.core.commit import clean
+from dist_train.core.commit import Outcome, clean
 from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
 from dist_train.core.state import State
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.layout import CHECKPOINTS
-from dist_train.plan import Plan, make_plan
+from dist_train.plan import Done, Plan, make_plan
 from dist_train.rules.schedule import Rewarm, learning_rate
+
+# How often a worker that waits for the disk shows that it is alive.
+BEAT_S = 0.5
 
 # Has rank 0 compute a value that JSON can hold, and returns it on every rank.
 FromRank0 = Callable[[str, Callable[[], Any]], Any]
@@ -69,6 +72,9 @@ def find_origin(run_dir: Path, resume: str) -> Origin:
         return Origin(None)
     if resume == "auto":
         return _newest(own, required=bool(steps_in(own)))
+    if steps_in(own):
+        # The run has come further than where it once began from.
+        return _newest(own, required=True)
     path = Path(resume)
     if path.name.startswith("step_"):
         verify(path)
@@ -108,13 +114,15 @@ def plan_from(config: Config, state: State, workers: int, train_size: int) -> tu
     Where the batch changed since the state was saved, the rate follows the scaling rule, at once or, with
     schedule.rewarm, climbing from the old rate.
     """
-    chosen, samples = state.chosen, state.counted.samples
+    chosen, counted, samples = state.chosen, state.counted, state.counted.samples
+    _refuse_other_data(state, train_size)
     old_rate, old_batch = chosen.rate, chosen.batch
     chosen.batch = make_plan(config, workers, train_size).samples_per_update
+    done = Done(counted.updates, counted.samples, counted.position.offset)
     if old_rate is None or old_batch is None or old_batch == chosen.batch:
-        return make_plan(config, workers, train_size, chosen.rewarms), None
+        return make_plan(config, workers, train_size, chosen.rewarms, done), None
     chosen.rewarms = ()
-    plan = make_plan(config, workers, train_size)
+    plan = make_plan(config, workers, train_size, done=done)
     rate, note = (
         learning_rate(plan.schedule, samples),
         f"global batch {old_batch} -> {chosen.batch}: learning rate",
@@ -126,7 +134,17 @@ def plan_from(config: Config, state: State, workers: int, train_size: int) -> tu
         return plan, note
     span = plan.samples_in(config.schedule.rewarm)
     chosen.rewarms = (Rewarm(samples, span, old_rate / rate),)
-    return make_plan(config, workers, train_size, chosen.rewarms), f"{note}, climbing over {span} samples"
+    plan = make_plan(config, workers, train_size, chosen.rewarms, done)
+    return plan, f"{note}, climbing over {span} samples"
+
+
+def _refuse_other_data(state: State, train_size: int) -> None:
+    counted = state.counted
+    if counted.train_size not in (None, train_size) and counted.position.offset:
+        raise ConfigError(
+            f"the training set has {train_size} samples, and had {counted.train_size} when the checkpoint "
+            "was saved in the middle of an epoch: samples would be skipped and repeated; use the same data"
+        )
 
 
 class Keeper:
@@ -141,11 +159,15 @@ class Keeper:
         self._config_hash = config_hash
         self._saved_step = saved_step
 
-    def save(self, state: State, rate: float) -> None:
-        """Start a checkpoint of ``state``; ``rate`` is the learning rate of its next update."""
+    def save(self, state: State, rate: float, alive: Callable[[], None]) -> None:
+        """Start a checkpoint of ``state``; ``rate`` is the learning rate of its next update.
+
+        Waits for the checkpoint before, if that is still being written, and calls ``alive`` meanwhile.
+        """
         step = state.counted.updates
         if step == self._saved_step:
             return
+        self._settle(alive)
         state.chosen.rate = rate
         parts: dict[str, Part] = {rank_part(self._rank): state.own_part()}
         if self._writes:
@@ -153,15 +175,21 @@ class Keeper:
         self._saver.save(step, Facts(state.counted.samples, self._config_hash), parts)
         self._saved_step = step
 
-    def finish(self, state: State, rate: float) -> None:
+    def _settle(self, alive: Callable[[], None]) -> Outcome | None:
+        while self._saver.busy:
+            alive()
+            self._saver.wait(BEAT_S)
+        return self._saver.wait()
+
+    def finish(self, state: State, rate: float, alive: Callable[[], None]) -> None:
         """Save the last state, once more if the first try fails, and wait for the disk.
 
         Raises TrainingError when it could not be saved.
         """
         reason = None
         for _ in range(2):
-            self.save(state, rate)
-            outcome = self._saver.wait()
+            self.save(state, rate, alive)
+            outcome = self._settle(alive)
             if outcome is None or outcome.path is not None:
                 self._saver.close()
                 return

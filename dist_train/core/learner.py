@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dist_train.config.schema import Config
-from dist_train.core.data import Order, Share, training_batches, validation_batches
+from dist_train.core.data import Order, Samples, Share, training_batches, validation_batches
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
 from dist_train.core.seeds import generators_untouched, seed_all
 from dist_train.core.state import State
@@ -90,7 +90,12 @@ class Learner:
         """Wrap the model for training and start loading at the state's position."""
         self.plan = plan
         config, at, model = self.config, self._at, self.state.model
-        self._order = Order(config.seed, plan.train_size, plan.samples_per_update, config.train.last_batch)
+        counted = self.state.counted
+        counted.seed = config.seed if counted.seed is None else counted.seed
+        counted.train_size = plan.train_size
+        last_batch = config.train.last_batch
+        self._order = Order(counted.seed, plan.train_size, plan.samples_per_update, last_batch)
+        self._samples = Samples(self.train_data, counted.seed, config.data.bad_samples)
         self._clock = StepClock(model, at.numerics.device)
         started = self.coupling.start(model)
         if config.train.compile:
@@ -165,13 +170,21 @@ class Learner:
             )
         return measurement
 
-    def validate(self) -> dict[str, float]:
-        """Return loss and metrics over the whole validation set; training goes on as if it had not been."""
+    def validate(self, go_on: Callable[[], bool] = lambda: True) -> dict[str, float] | None:
+        """Return loss and metrics over the whole validation set; training goes on as if it had not been.
+
+        ``go_on`` is asked before every batch; None when a worker was told not to.
+        """
         start = time.perf_counter()
+
+        def alive() -> bool:
+            self._at.phase("validating", self.state.counted.updates)
+            return go_on()
+
         with self.delivered_model():
-            self._phase("validating")
-            metrics = self._validator(self.state.model, lambda: self._phase("validating"))
-        self.coupling.observe(metrics)
+            metrics = self._validator(self.state.model, alive)
+        if metrics is not None:
+            self.coupling.observe(metrics)
         self._window_start += time.perf_counter() - start
         return metrics
 
@@ -180,13 +193,18 @@ class Learner:
         stack = ExitStack()
         number = self.config.validation.batch_norm_batches
         if number:
-            batches = self._training_batches(Position(0, 0))
+            batches = self._beating(self._training_batches(Position(0, 0)))
             recomputed = recomputed_statistics(
                 self.state.model, batches, number, self.task, self._at.numerics
             )
             stack.enter_context(recomputed)
         stack.enter_context(evaluation_buffers(self.state.model, self._at.collective))
         return stack
+
+    def _beating(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self._at.phase("validating", self.state.counted.updates)
+            yield batch
 
     def close(self) -> None:
         """End the loading processes: they ignore SIGTERM, and Python's exit would wait for them."""
@@ -198,7 +216,7 @@ class Learner:
     def _training_batches(self, position: Position) -> Iterator[Any]:
         pin = self._at.numerics.device.type == "cuda"
         data = self.config.data
-        return training_batches(self.train_data, self._order, self._share, position, data, pin)
+        return training_batches(self._samples, self._order, self._share, position, data, pin)
 
     def _make_validator(self) -> Validator:
         at, config = self._at, self.config

@@ -49,6 +49,10 @@ class Saver:
         if wait:
             self.wait()
 
+    @property
+    def busy(self) -> bool:
+        return self._running is not None and not self._running.done()
+
     def wait(self, timeout_s: float | None = None) -> Outcome | None:
         """Wait for the last save; return its outcome, or None if there is none yet."""
         if self._running is None:

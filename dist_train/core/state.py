@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dist_train.core.checkpoint import Part
 from dist_train.core.optimizer_state import flatten_optimizer, restore_optimizer
 from dist_train.core.seeds import generator_states, restore_generators
-from dist_train.errors import TrainingError
+from dist_train.errors import ConfigError, TrainingError
 from dist_train.rules.sampling import Position
 from dist_train.rules.schedule import Rewarm
 
@@ -26,6 +26,11 @@ class Counted:
     updates: int = 0
     samples: int = 0
     position: Position = field(default_factory=lambda: Position(0, 0))
+    # The order of the samples, in which ``position`` has a meaning; None before the first step.
+    seed: int | None = None
+    train_size: int | None = None
+    # A validation was due at this update and has not come to its end.
+    owes_validation: bool = False
 
 
 @dataclass
@@ -70,17 +75,24 @@ class State:
         return join({"generators": Part(tensors, values), "buffers": Part(buffers)})
 
     def restore_shared(self, part: Part) -> None:
-        """Take all three parts; raises TrainingError where the checkpoint is of another model."""
+        """Take all three parts; raises ConfigError where the checkpoint is of another model."""
+        try:
+            self._restore_learnt(part)
+        except TrainingError as error:
+            # Another model or optimizer than the checkpoint's is a wrong configuration.
+            raise ConfigError(str(error)) from error
+        counted, chosen = part_of(part, "counted").values, part_of(part, "chosen").values
+        self.counted = Counted(**{**counted, "position": Position(**counted["position"])})
+        rewarms = tuple(Rewarm(**rewarm) for rewarm in chosen["rewarms"])
+        self.chosen = Chosen(chosen["rate"], chosen["batch"], rewarms)
+
+    def _restore_learnt(self, part: Part) -> None:
         load_tensors(self.tensors(), part_of(part, "model").tensors)
         # Settings such as weight decay are the configuration's, not the checkpoint's.
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         restore_optimizer(self.optimizer, part_of(part, "optimizer"))
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
-        counted, chosen = part_of(part, "counted").values, part_of(part, "chosen").values
-        self.counted = Counted(counted["updates"], counted["samples"], Position(**counted["position"]))
-        rewarms = tuple(Rewarm(**rewarm) for rewarm in chosen["rewarms"])
-        self.chosen = Chosen(chosen["rate"], chosen["batch"], rewarms)
 
     def restore_own(self, part: Part, generators: bool) -> None:
         """Take a worker's buffers and, if ``generators``, its random states."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_train.core.timing import StepClock
 from dist_train.couplings import Coupling, Started
+from dist_train.errors import TrainingError
 from dist_train.task import Task
 
 SetPhase = Callable[[str], None]
@@ -68,6 +69,22 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
             layer.train()
 
 
+def loss_of(task: Task, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Return the task's loss and predictions; raises TrainingError where they are not what a task owes."""
+    found = task.loss(model, batch)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TrainingError(
+            f"{type(task).__name__}.loss must return (mean loss, predictions), not a {type(found).__name__}"
+        )
+    loss, predictions = found
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TrainingError(
+            f"{type(task).__name__}.loss must return the mean over the batch, a scalar, not {shape}"
+        )
+    return loss, predictions
+
+
 @dataclass(frozen=True)
 class GradientHalf:
     """Compute gradients: forward and backward over this worker's batches of one update."""
@@ -99,7 +116,7 @@ class GradientHalf:
         self.phase("forward")
         self.clock.begin()
         with self.numerics.context():
-            loss, predictions = self.task.loss(self.started.module, batch)
+            loss, predictions = loss_of(self.task, self.started.module, batch)
             objective = self.coupling.objective(loss, predictions, batch, size / count)
         self.clock.end("forward")
         self.phase("backward")

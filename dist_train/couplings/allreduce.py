@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,8 +45,9 @@ class AllReduce:
                 device_ids=[device] if device.type == "cuda" else None,
                 # Batch statistics stay with each worker (Goyal et al. 2017, section 4).
                 broadcast_buffers=False,
-                bucket_cap_mb=self._parallel.bucket_mb,
+                bucket_cap_mb=self._bucket_mb(model, device),
                 gradient_as_bucket_view=True,
+                find_unused_parameters=self._parallel.find_unused_parameters,
             )
         self._compress(module)
 
@@ -53,6 +55,12 @@ class AllReduce:
             return module.no_sync()
 
         return Started(module, local)
+
+    def _bucket_mb(self, model: nn.Module, device: torch.device) -> float | None:
+        if self._parallel.compression != "powersgd" or device.type == "cuda":
+            return self._parallel.bucket_mb
+        # Over Gloo, PowerSGD's collectives for two buckets get in one another's way: one must hold all.
+        return sum(parameter.nbytes for parameter in model.parameters()) / 2**20 + 1
 
     def _compress(self, module: DistributedDataParallel) -> None:
         if self._parallel.compression == "bf16":

@@ -98,6 +98,11 @@ class StopAgreement:
         assert self._target is not None  # _await_target returns only once it is known
         return boundary >= self._target
 
+    def agreed_at(self, boundary: int) -> bool:
+        """Say whether all are known to stop at ``boundary`` or before; never waits."""
+        target = self._target
+        return target is not None and target <= boundary
+
     def _await_target(self) -> None:
         deadline = time.monotonic() + self._patience_s
         while self._target is None:

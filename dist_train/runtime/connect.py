@@ -20,6 +20,13 @@ from dist_train.exchange.collective import Alone, Collective, TorchCollective
 from dist_train.exchange.handshake import Facts, handshake
 from dist_train.runtime.place import Place, set_unless_given
 
+# Groups that were closed, held so that DDP is never the last to let go of one: it would end the group while
+# holding Python's lock and wait for gloo's threads, which may themselves wait for this lock.
+closed_groups: list[object] = []
+
+
+RANK_0_LIMIT = timedelta(hours=12)
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -44,10 +51,17 @@ class Connection:
                 self.store.set(key, json.dumps({"refused": error.problems}))
                 raise
             self.store.set(key, json.dumps(answer))
+        # Rank 0 may verify hundreds of gigabytes; should it die, the store dies with it and the wait ends.
+        self.store.wait([key], RANK_0_LIMIT)
         told = json.loads(self.store.get(key))
         if "refused" in told:
             raise ConfigError(told["refused"])
         return told["value"]
+
+    def compare(self, topic: str, facts: Facts) -> None:
+        """Compare ``facts`` with all workers; raises Mismatch when they differ."""
+        place, patience_s = self.place, self.timeout.total_seconds()
+        handshake(PrefixStore(topic, self.store), place.rank, place.workers, facts, patience_s)
 
     @contextmanager
     def collective(self, facts: Facts) -> Iterator[Collective]:
@@ -57,13 +71,7 @@ class Connection:
         group is left as it is: to close it could wait for peers that have gone.
         """
         place = self.place
-        handshake(
-            PrefixStore("hello", self.store),
-            place.rank,
-            place.workers,
-            facts,
-            self.timeout.total_seconds(),
-        )
+        self.compare("run", facts)
         if place.workers == 1:
             yield Alone()
             return
@@ -77,6 +85,7 @@ class Connection:
             device_id=self.device if cuda else None,
         )
         yield TorchCollective()
+        closed_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

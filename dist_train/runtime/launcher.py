@@ -28,7 +28,7 @@ from dist_train.runtime.pulse import TICK_S, PulseReader
 POLL_S = 0.25
 # After a failure: what the others get to report theirs, before they are killed.
 LAST_WORDS_S = 2.0
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 Say = Callable[[str], None]
 OnEvent = Callable[[dict[str, Any]], None]
@@ -98,6 +98,9 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             for number in (*FORWARDED, signal.SIGCHLD):
+                # nohup has a hang-up ignored, and it should stay so.
+                if signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, lambda number, frame: None)
         return self
 
@@ -206,7 +209,7 @@ class _Group:
         self._asked.add(number)
         self._deadline = self._deadline or time.monotonic() + self._job.recovery.grace_s
         self._on_event({"event": "signal", "signal": number.name})
-        self._say(f"{number.name}: the workers finish their step, save and stop (again: they are killed)")
+        self._say("stopping: the workers finish their step and save (a second Ctrl-C kills them)")
         for child in self._children:
             child.send(number)
         return True

@@ -32,7 +32,11 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
     wanted = config.parallel.workers
     if config.parallel.device == "cuda" and gpus == 0:
         problems.append("parallel.device: cuda, but this machine shows no GPU; set it to cpu or auto")
-    elif gpus and wanted != "auto" and wanted > gpus:
+    if config.parallel.sync_batch_norm and gpus == 0:
+        problems.append(
+            "parallel.sync_batch_norm: torch offers it on GPUs only, and this run has none; set it to false"
+        )
+    if gpus and wanted != "auto" and wanted > gpus:
         problems.append(
             f"parallel.workers: {wanted} workers but {gpus} GPUs; start at most one worker per GPU, or set "
             "parallel.device to cpu"
@@ -71,6 +75,21 @@ def open_run_directory(
     for note in notes:
         write_down(directory, {"event": "configuration_changed", "note": note})
     return notes
+
+
+Records = dict[str, bytes]
+
+
+def kept_records(directory: Path) -> Records:
+    """Keep what a refused resume must leave as it found it."""
+    files = (directory / name for name in (layout.CONFIG, layout.SUMMARY))
+    return {file.name: file.read_bytes() for file in files if file.exists()}
+
+
+def restore_records(directory: Path, records: Records) -> None:
+    """Put back what ``kept_records`` kept."""
+    for name, content in records.items():
+        (directory / name).write_bytes(content)
 
 
 def newest_step(directory: Path) -> int:

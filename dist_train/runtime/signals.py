@@ -10,7 +10,7 @@ from types import FrameType
 
 from dist_train.errors import FAILED
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
@@ -24,7 +24,9 @@ class StopSignals:
         self._reason: str | None = None
         self._request: Callable[[str], None] | None = None
         for number in STOPPING:
-            signal.signal(number, self._handle)
+            # nohup has a hang-up ignored, and it should stay so.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def connect(self, request: Callable[[str], None]) -> None:
         """Pass requests to ``request``, one that came before included."""

@@ -15,16 +15,20 @@ from dist_train.layout import CHECKPOINTS, CONFIG
 from dist_train.runtime import run_dir as directories
 from dist_train.runtime.launcher import Job, launch
 from dist_train.runtime.opening import (
+    kept_records,
     newest_step,
     open_run_directory,
     read_summary,
     refuse_impossible,
     refuse_missing_origin,
+    restore_records,
     with_workers,
     write_down,
 )
 from dist_train.runtime.place import find_place
 from dist_train.watch.aftermath import write_failure
+
+VERIFIED = "verified"
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
     refuse_missing_origin(resume)
     directory = directory or directories.create(Path("runs"), config.name)
     with directories.Lock(directory, tell):
+        before = kept_records(directory)
         for note in open_run_directory(config, directory, resume, os.environ):
             tell(note)
         job = Job(
@@ -85,6 +90,7 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
             recovery=config.recovery,
             first_step_of=lambda: newest_step(directory),
         )
+        tell(f"starting {config.parallel.workers} worker(s) in {directory}")
         said: list[str] = []
 
         def say(line: str) -> None:
@@ -92,10 +98,19 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
             tell(line)
 
         status = launch(job, say, lambda event: write_down(directory, event))
+        if status == REFUSED:
+            restore_records(directory, before)
         if status == FAILED:
-            write_failure(config, directory, "; ".join(said))
+            _sum_up(config, directory, "; ".join(said))
             tell(f"failed; run directory: {directory}")
     return status, directory
+
+
+def _sum_up(config: Config, directory: Path, error: str) -> None:
+    try:
+        write_failure(config, directory, error)
+    except OSError as refusal:
+        tell(f"{directory}: the summary cannot be written ({refusal.strerror})")
 
 
 def tell(line: str) -> None:
@@ -120,9 +135,7 @@ def _worker_command(directory: Path, resume: str) -> list[str]:
 
 def dry_run_text(request: Request) -> str:
     """Return the resolved configuration and its arithmetic; nothing is started."""
-    from dist_train import tasks
     from dist_train.config import dump_config
-    from dist_train.core.data import size_of
     from dist_train.plan import make_plan
     from dist_train.rules.topology import groups
     from dist_train.watch.opening import arithmetic
@@ -132,12 +145,25 @@ def dry_run_text(request: Request) -> str:
     place = find_place()
     config = refuse_impossible(config, os.environ) if place is None else with_workers(config, place.workers)
     workers = int(config.parallel.workers)
-    plan = make_plan(config, workers, size_of(tasks.make(config).train_data()))
+    plan = make_plan(config, workers, _train_size(config))
     rows = {**arithmetic(config, plan)}
     rows |= {f"group {n}": f"workers {ranks}" for n, ranks in enumerate(groups(workers, workers))}
     width = max(map(len, rows))
     lines = [f"# {label:<{width}}  {text}" for label, text in rows.items()]
     return "\n".join([dump_config(config).rstrip(), "", *lines])
+
+
+def _train_size(config: Config) -> int:
+    from dist_train import tasks
+    from dist_train.core.data import size_of
+
+    try:
+        return size_of(tasks.make(config).train_data())
+    except ConfigError:
+        raise
+    except Exception as error:
+        # A task of the user's own may fail in any way.
+        raise ConfigError(f"task {config.task}: no training data: {type(error).__name__}: {error}") from error
 
 
 def checkpoint_lines(directory: Path) -> list[str]:
@@ -149,6 +175,6 @@ def checkpoint_lines(directory: Path) -> list[str]:
         raise ConfigError(f"{directory}: no checkpoints; give a run directory")
     return [
         f"{each.path}  step {each.step:,}  {'?' if each.samples is None else f'{each.samples:,}'} samples  "
-        f"{each.size / 2**20:.1f} MB  {each.problem or 'verified'}"
+        f"{each.size / 2**20:.1f} MB  {each.problem or VERIFIED}"
         for each in found
     ]

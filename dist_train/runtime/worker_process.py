@@ -104,7 +104,9 @@ def _run(
     connection = connect(place, config.parallel, phases)
     if not place.launched:
         recovery = config.recovery
-        limits = Limits(recovery.frozen_after_s, recovery.hung_after_s, recovery.start_timeout_s)
+        # From inside, a worker that hangs and one that waits for a peer look alike until the group gives up.
+        hung_after_s = max(recovery.hung_after_s, config.parallel.timeout_s)
+        limits = Limits(recovery.frozen_after_s, hung_after_s, recovery.start_timeout_s)
         pulse.watch_self(limits, place.rank)
     with ExitStack() as held:
 
@@ -123,6 +125,7 @@ def _run(
         stop = StopAgreement(connection.store, place.rank, place.workers)
         signals.connect(stop.request)
         pulse.every_tick(stop.poll)
-        # After a restart the newest checkpoint counts, whatever the first start was asked to begin from.
-        given = Assignment(directory, "auto" if place.attempt else resume, settled["attempt"])
+        # "none" speaks of the first start; after a restart there may be checkpoints to go on from.
+        origin = "auto" if place.attempt and resume == "none" else resume
+        given = Assignment(directory, origin, settled["attempt"])
         return work(config, connection, given, stop)

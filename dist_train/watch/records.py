@@ -41,6 +41,8 @@ class TrainLine:
     times: StepTimes
     memory_mb: float
     slowest_rank: int | None = None
+    # Where each worker's time went, in the order of ranks.
+    worker_times: tuple[StepTimes, ...] | None = None
     grad_norm: float | None = None
     replica: int = 0
     extras: Mapping[str, float] = field(default_factory=dict)

@@ -120,6 +120,7 @@ class Reporter:
             times=times,
             memory_mb=measured.memory_mb,
             slowest_rank=own.index(max(own)) if len(own) > 1 else None,
+            worker_times=tuple(measured.times) if len(own) > 1 else None,
             grad_norm=measured.gradient_norm,
         )
 

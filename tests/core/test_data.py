@@ -11,14 +11,16 @@ import toys
 from worker_group import WorkerGroup
 
 from dist_train.config.schema import Data
-from dist_train.core.data import Order, Share, size_of, training_batches, validation_batches
+from dist_train.core.data import Order, Samples, Share, size_of, training_batches, validation_batches
 from dist_train.errors import TrainingError
 from dist_train.rules.sampling import Position
 
 
 def batches(dataset, number, workers=1, position=Position(0, 0), rank=0, data=None):  # noqa: B008
     order, share = Order(5, len(dataset), 6, "keep"), Share(rank, workers, 1)
-    loaded = training_batches(dataset, order, share, position, data or Data(), pin=False)
+    settings = data or Data()
+    samples = Samples(dataset, order.seed, settings.bad_samples)
+    loaded = training_batches(samples, order, share, position, settings, pin=False)
     return [next(loaded) for _ in range(number)]
 
 

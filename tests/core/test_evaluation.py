@@ -36,14 +36,16 @@ class WithPeer:
         self.peer = peer
 
     def sum(self, values):
-        assert values.dtype == torch.float64 or len(self.peer) == 1
+        if len(values) == 1 < len(self.peer):
+            # The vote on whether to go on; the peer wants to.
+            return values
         return values + torch.tensor(self.peer, dtype=values.dtype)
 
 
 def validate(batches, sizes, collective, model=None):
     loader = [torch.tensor(batch) for batch in batches]
     validator = Validator(Values(), loader, sizes, Numerics(CPU), collective)
-    return validator(model or nn.Identity(), lambda: None)
+    return validator(model or nn.Identity(), lambda: True)
 
 
 def test_uneven_batches_count_by_their_samples():
@@ -94,7 +96,9 @@ def test_mode_and_generators_are_given_back(mode):
 def test_every_batch_is_a_sign_of_life():
     signs = []
     loader = [torch.ones(1)] * 3
-    Validator(Values(), loader, [1, 1, 1], Numerics(CPU), Alone())(nn.Identity(), lambda: signs.append(1))
+    Validator(Values(), loader, [1, 1, 1], Numerics(CPU), Alone())(
+        nn.Identity(), lambda: signs.append(1) or True
+    )
     assert len(signs) == 3
 
 
@@ -173,3 +177,14 @@ def test_recomputing_leaves_the_generators_alone():
     with context:
         pass
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_worker_told_to_stop_ends_the_validation_of_all():
+    class Stopping(WithPeer):
+        def sum(self, values):
+            return values + 1 if len(values) == 1 else pytest.fail("the measures are not summed any more")
+
+    assert validate([[1.0]], [1], Stopping()) is None
+    loader = [torch.ones(1)] * 3
+    validator = Validator(Values(), loader, [1, 1, 1], Numerics(CPU), Alone())
+    assert validator(nn.Identity(), lambda: False) is None

@@ -12,7 +12,7 @@ from dist_train.core.checkpoint import Part
 from dist_train.core.seeds import seed_all
 from dist_train.core.state import Chosen, Counted, State, describe, join, load_tensors, part_of
 from dist_train.core.tensor_files import snapshot
-from dist_train.errors import TrainingError
+from dist_train.errors import ConfigError, TrainingError
 from dist_train.rules.sampling import Position
 from dist_train.rules.schedule import Rewarm
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_changes_nothing(sa
     state = state_of(1, nn.Linear(2, 2))
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     part = kept(state_of(2, saved).shared_part())
-    with pytest.raises(TrainingError, match=message) as refusal:
+    with pytest.raises(ConfigError, match=message) as refusal:
         state.restore_shared(part)
     assert "the checkpoint is of another model" in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,8 @@ def group() -> Iterator[None]:
     """A group of this process alone: what DistributedDataParallel needs to wrap a model."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
+    # DDP must not be the last to let go of the group: its end could wait for a thread that waits for Python.
+    gc.collect()
     dist.destroy_process_group()
 
 

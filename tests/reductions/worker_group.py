@@ -33,6 +33,7 @@ class Seat:
         import torch.distributed as dist
 
         from dist_train.exchange.collective import Alone, TorchCollective
+        from dist_train.runtime.connect import closed_groups
 
         if self.workers == 1:
             yield Alone()
@@ -43,6 +44,7 @@ class Seat:
         try:
             yield TorchCollective()
         finally:
+            closed_groups.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 
@@ -130,6 +132,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     import torch
     import torch.distributed as dist
 
+    from dist_train.runtime.connect import closed_groups
+
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
@@ -147,6 +151,9 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
             # torch's handler would otherwise raise once more for the same dead loading process.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             result = Failure(type(error).__name__, str(error), traceback.format_exc())
-        # A case's loading processes end with it, not in the middle of a later one.
+            # Iterators of a DataLoader end at once when they are let go, but slowly when they are garbage.
+            traceback.clear_frames(error.__traceback__)
+        # A case's loading processes and its DDP end with it, not in the middle of a later one.
         gc.collect()
+        closed_groups.clear()
         pipe.send_bytes(pickle.dumps(result))

@@ -385,7 +385,7 @@ def test_a_signal_is_passed_on_to_all_workers(run, tmp_path, sent, received):
         hang()
         """
     )
-    announced = f"{received}: the workers finish their step, save and stop (again: they are killed)"
+    announced = "stopping: the workers finish their step and save (a second Ctrl-C kills them)"
     assert (result.status, result.lines) == (75, [announced])
     assert result.events == [{"event": "signal", "signal": received}]
     assert [(tmp_path / f"got_{rank}").read_text() for rank in range(2)] == [received + " "] * 2
@@ -421,7 +421,7 @@ def test_a_second_order_to_stop_kills_at_once(run):
 def test_sigterm_after_an_early_warning_by_sigusr1_is_a_first_order_to_stop(run):
     result = run(SAVE_SLOWLY % ("SIGUSR1", "SIGTERM"), grace_s=1.0)
     assert [event["signal"] for event in result.named("signal")] == ["SIGUSR1", "SIGTERM"]
-    assert not any("second" in line for line in result.lines)
+    assert not any("on a second" in line for line in result.lines)
 
 
 @pytest.mark.processes
