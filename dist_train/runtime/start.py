@@ -90,7 +90,8 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
             recovery=config.recovery,
             first_step_of=lambda: newest_step(directory),
         )
-        tell(f"starting {config.parallel.workers} worker(s) in {directory}")
+        workers = f"{config.parallel.workers} worker{'s' if config.parallel.workers != 1 else ''}"
+        tell(f"starting {workers}; run directory: {directory}")
         said: list[str] = []
 
         def say(line: str) -> None:

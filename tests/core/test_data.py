@@ -11,14 +11,23 @@ import toys
 from worker_group import WorkerGroup
 
 from dist_train.config.schema import Data
-from dist_train.core.data import Order, Samples, Share, size_of, training_batches, validation_batches
+from dist_train.core import data
+from dist_train.core.data import (
+    Order,
+    Samples,
+    Share,
+    size_of,
+    training_batches,
+    validation_batches,
+    without_trouble,
+)
 from dist_train.errors import TrainingError
 from dist_train.rules.sampling import Position
 
 
-def batches(dataset, number, workers=1, position=Position(0, 0), rank=0, data=None):  # noqa: B008
+def batches(dataset, number, workers=1, position=Position(0, 0), rank=0, settings=None):  # noqa: B008
     order, share = Order(5, len(dataset), 6, "keep"), Share(rank, workers, 1)
-    settings = data or Data()
+    settings = settings or Data()
     samples = Samples(dataset, order.seed, settings.bad_samples)
     loaded = training_batches(samples, order, share, position, settings, pin=False)
     return [next(loaded) for _ in range(number)]
@@ -51,7 +60,7 @@ def test_loading_leaves_the_generators_of_the_worker_alone():
 def test_a_bad_sample_is_named_and_replaced_by_the_next_one(caplog):
     dataset = toys.Points(6, bad=(2,))
     with caplog.at_level(logging.WARNING):
-        ((inputs, _),) = batches(dataset, 1, data=Data(bad_samples=1))
+        ((inputs, _),) = batches(dataset, 1, settings=Data(bad_samples=1))
     expected = dataset.inputs[[0, 1, 3, 3, 4, 5]]
     assert sorted(inputs[:, 0].tolist()) == sorted(expected[:, 0].tolist())
     assert "point 2" in caplog.text
@@ -60,7 +69,7 @@ def test_a_bad_sample_is_named_and_replaced_by_the_next_one(caplog):
 @pytest.mark.parametrize(("bad", "budget"), [((2,), 0), ((1, 4), 1)])
 def test_more_bad_samples_than_allowed_are_an_error(bad, budget):
     with pytest.raises(TrainingError, match=rf"point \d: .*data\.bad_samples allows {budget}"):
-        batches(toys.Points(6, bad=bad), 1, data=Data(bad_samples=budget))
+        batches(toys.Points(6, bad=bad), 1, settings=Data(bad_samples=budget))
 
 
 def test_validation_parts_are_disjoint_and_cover_the_set():
@@ -108,3 +117,18 @@ def test_a_bad_sample_in_a_loading_process_is_the_workers_error(group):
     (failure,) = group(1).attempt(runs.train, config, toys.Plain(size=12, bad=(7,)), 4)
     assert failure.kind == "TrainingError"
     assert "point 7" in failure.message
+
+
+def test_a_bad_sample_counts_once_however_many_epochs_meet_it(caplog):
+    dataset = toys.Points(6, bad=(2,))
+    with caplog.at_level(logging.WARNING):
+        batches(dataset, 5, settings=Data(bad_samples=1))
+    assert caplog.text.count("point 2") == 1
+
+
+def test_a_loading_process_hands_on_its_error_in_its_own_words(monkeypatch):
+    monkeypatch.setattr(data, "get_worker_info", lambda: "a loading process")
+    samples = Samples(toys.Points(6, bad=(2,)), 0, 0)
+    trouble = samples.__getitems__([(0, 2)])
+    with pytest.raises(TrainingError, match=r"^bad sample point 2: [^\n]*$"):
+        next(without_trouble([trouble]))

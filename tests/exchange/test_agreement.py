@@ -178,3 +178,14 @@ def test_after_the_end_nobody_looks_at_the_store_any_more() -> None:
     peer.poll()
     agreement.poll()
     assert not store.check(["stop/pledge/0"])
+
+
+def test_a_worker_learns_without_waiting_that_all_stop_where_it_is():
+    agreement = StopAgreement(HashStore(), 0, 1)
+    assert not agreement.reached(4)
+    assert not agreement.agreed_at(5)
+    agreement.request("SIGTERM")
+    agreement.poll()
+    assert not agreement.agreed_at(4)
+    assert agreement.agreed_at(5)
+    assert agreement.reached(5)

@@ -137,6 +137,9 @@ class StopAt:
     def reached(self, boundary: int) -> bool:
         return self._update is not None and boundary >= self._update
 
+    def agreed_at(self, boundary: int) -> bool:
+        return self.reached(boundary)
+
     def close(self) -> None:
         return None
 
