@@ -5,7 +5,7 @@ What lies between the halves is the coupling's matter; every mode is this same s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class Numerics:
             if self.channels_last and batch.ndim == 4:
                 return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             return batch.to(self.device, non_blocking=True)
-        if isinstance(batch, dict):
+        if isinstance(batch, Mapping):
             return {key: self.place(value) for key, value in batch.items()}
         if isinstance(batch, tuple) and hasattr(batch, "_fields"):
             return type(batch)(*(self.place(value) for value in batch))

@@ -100,6 +100,18 @@ def test_a_last_batch_that_is_dropped_is_not_trained_on(group):
     assert_same(results, *expected(task, by_hand.sgd, 0.1, drop=True))
 
 
+def test_each_worker_keeps_the_batch_norm_statistics_of_its_own_batches(group):
+    task = Plain(norm="batch")
+    # A rate too small to move the weights.
+    config = runs.config_of(train={"steps": 9, "batch_size": 6}, optimizer={"name": "sgd", "lr": 1e-30})
+    for rank, result in enumerate(group(2).run(runs.train, config, task, 3)):
+        weights, mean = result["weights"], torch.zeros(8)
+        for batch in islice(by_hand.global_batches(SEED, SIZE, GLOBAL), 3):
+            own = task.train_data().inputs[batch[6 * rank : 6 * rank + 6]]
+            mean = 0.9 * mean + 0.1 * (own @ weights["0.weight"].T + weights["0.bias"]).mean(0)
+        torch.testing.assert_close(weights["1.running_mean"], mean)
+
+
 def test_a_worker_without_a_share_keeps_its_batch_norm_statistics(group):
     # Of 14 samples the first update takes 12 and the second 2: one for each of two workers.
     task = Plain(size=14, norm="channels")
