@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dist_train.config.schema import Data
-from dist_train.core.data import Order, Share, training_batches
+from dist_train.core.data import Order, Samples, Share, training_batches
 from dist_train.rules.sampling import Position
 from dist_train.tasks.images import Images
 
@@ -44,7 +44,8 @@ def make_images(folder: Path) -> None:
 
 def ours(task: Images, loaders: int) -> Iterator[Any]:
     order, share = Order(0, IMAGES, BATCH, "drop"), Share(0, 1, 1)
-    return training_batches(task.train_data(), order, share, Position(0, 0), Data(loaders=loaders), pin=False)
+    samples = Samples(task.train_data(), seed=0, bad_samples=0)
+    return training_batches(samples, order, share, Position(0, 0), Data(loaders=loaders), pin=False)
 
 
 def plain(task: Images, loaders: int) -> Iterator[Any]:
@@ -63,12 +64,13 @@ def measure(rounds: int) -> dict[str, Any]:
         make_images(Path(temporary))
         task = Images(data_dir=Path(temporary))
         for loaders in LOADERS:
-            streams = {f"dist_train_{loaders}": ours(task, loaders), f"plain_{loaders}": plain(task, loaders)}
-            seconds |= _alternate(streams, rounds)
+            seconds |= _alternate(task, loaders, rounds)
     return {"batch": BATCH, "seconds_per_batch": seconds}
 
 
-def _alternate(streams: dict[str, Iterator[Any]], rounds: int) -> dict[str, list[float]]:
+def _alternate(task: Images, loaders: int, rounds: int) -> dict[str, list[float]]:
+    # The streams' loading processes end with this call, before the files go.
+    streams = {f"dist_train_{loaders}": ours(task, loaders), f"plain_{loaders}": plain(task, loaders)}
     seconds: dict[str, list[float]] = {name: [] for name in streams}
     for stream in streams.values():
         _draw(stream)

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which to measure: {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--rounds", type=int, help="how often the contestants alternate")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results.json"))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.json"))
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results: dict[str, Any] = {"machine": machine.describe()}
     print("; ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     for name in given.names or BENCHMARKS:
         measure, rounds = BENCHMARKS[name]
         print(f"\n{name}", flush=True)
