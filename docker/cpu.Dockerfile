@@ -1,13 +1,13 @@
 # dist_train for machines without a GPU.
 #
 #   docker build -f docker/cpu.Dockerfile -t dist-train:cpu .
-#   docker run --rm --init -v "$PWD/runs:/work/runs" dist-train:cpu run configs/digits-sync.yaml
+#   docker run --rm --init -v "$PWD/runs:/app/runs" dist-train:cpu run configs/digits-sync.yaml
 #
 # The user in the image has the id 1000; the mounted folder must be writable for it.
 FROM python:3.11-slim
 
 RUN useradd --create-home --uid 1000 trainer
-WORKDIR /work
+WORKDIR /app
 
 # torch first: its layer changes least and is the largest.
 COPY constraints.txt ./

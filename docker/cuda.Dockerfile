@@ -2,7 +2,7 @@
 # come with torch from PyPI.
 #
 #   docker build -f docker/cuda.Dockerfile -t dist-train:cuda .
-#   docker run --rm --init --gpus all --ipc host -v "$PWD/runs:/work/runs" -v /data:/data:ro \
+#   docker run --rm --init --gpus all --ipc host -v "$PWD/runs:/app/runs" -v /data:/data:ro \
 #       dist-train:cuda run configs/imagenet-resnet50.yaml
 #
 # --ipc host: NCCL and loading processes need more shared memory than a container's 64 MB.
@@ -15,7 +15,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 1000 trainer
-WORKDIR /work
+WORKDIR /app
 
 # torch first: its layer changes least and is the largest.
 COPY constraints.txt ./
