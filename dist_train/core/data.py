@@ -155,7 +155,9 @@ class Samples(Dataset[Any]):
             known = [each for each in self._bad[:] if each >= 0]
             if index in known:
                 return
-            self._bad[len(known)] = index
+            # Other loading processes may go on past the budget before this worker hears of it.
+            if len(known) < len(self._bad):
+                self._bad[len(known)] = index
             found = len(known) + 1
         if found > self._budget:
             raise TrainingError(

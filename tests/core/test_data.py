@@ -132,3 +132,10 @@ def test_a_loading_process_hands_on_its_error_in_its_own_words(monkeypatch):
     trouble = samples.__getitems__([(0, 2)])
     with pytest.raises(TrainingError, match=r"^bad sample point 2: [^\n]*$"):
         next(without_trouble([trouble]))
+
+
+def test_every_bad_sample_beyond_the_budget_is_named():
+    samples = Samples(toys.Points(6, bad=(2, 3)), 0, 0)
+    for bad in (2, 3):
+        with pytest.raises(TrainingError, match=f"bad sample point {bad}"):
+            samples.__getitems__([(0, bad)])
