@@ -25,6 +25,7 @@ import psutil
 
 from dist_train.errors import ConfigError
 from dist_train.layout import CRASH, LOCK, LOGS
+from dist_train.watch.atomic import replacing
 
 PACKAGES = ("dist-train", "torch", "numpy", "pydantic", "safetensors", "tensorboard", "ray")
 # Everything else in the environment may be a secret and is not written down.
@@ -59,20 +60,8 @@ def crash_file(run: Path, rank: int) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file's text on disk so that a reader, or a crash, sees the old or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 @dataclass(frozen=True)
