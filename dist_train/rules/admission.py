@@ -1,0 +1,164 @@
+"""Which gradient counts when: the one admission rule behind every mode of the parameter server.
+
+Three settings make the modes: how many gradients an update takes (the quorum), what becomes of one that was
+computed from an older version (counted or dropped), and how far the fastest member may be ahead of the
+slowest (the bound).
+
+    bulk-synchronous   quorum of all members                            (bounded with bound 0; backup with b = 0)
+    backup             quorum of N of N + b, late ones dropped          Chen et al. 2016, section 3
+    bounded            quorum of one, bound s at the read               Ho et al. 2013, section 3
+    asynchronous       quorum of one                                    Dean et al. 2012, section 4.1
+    softsync           quorum of c, nobody waits for the update         Zhang et al. 2015, section 3.1
+
+A single-threaded state machine: it knows nothing of tensors, clocks or messages on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dist_train.rules.messages import Push, Version
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The settings. ``read_own``: a member goes on only when the update with its gradient is in."""
+
+    quorum: int
+    drop_late: bool = False
+    bound: int | None = None
+    read_own: bool = True
+
+
+Verdict = Literal["counted", "repeated", "ended", "dropped", "refused", "void"]
+
+
+@dataclass
+class _Member:
+    incarnation: int = -1
+    live: bool = False
+    sequence: int = 0
+    clock: int = 0
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A gradient that counts, and how many versions old it is at its update."""
+
+    push: Push
+    staleness: int
+
+
+@dataclass
+class Admission:
+    """``version`` is that of the last update decided on, whether or not it is applied yet."""
+
+    rule: Rule
+    members: int
+    version: Version = Version(0, 0)
+    gathered: list[Contribution] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._members = [_Member() for _ in range(self.members)]
+
+    def join(self, member: int, incarnation: int) -> bool:
+        """Let a process take a member's place; False when a later one already has.
+
+        It starts at the clock of the slowest, so that it holds nobody back for what it has missed.
+        """
+        known = self._members[member]
+        if incarnation <= known.incarnation:
+            return incarnation == known.incarnation and known.live
+        slowest = min((each.clock for each in self._members if each.live), default=0)
+        self._members[member] = _Member(
+            incarnation, True, 0, max(slowest, known.clock) if known.live else slowest
+        )
+        return True
+
+    def leave(self, member: int, incarnation: int) -> bool:
+        """Take note that a process is gone; its gradients that are in stay in. False when it was no more."""
+        known = self._members[member]
+        if not known.live or incarnation != known.incarnation:
+            return False
+        known.live = False
+        return True
+
+    def hear(self, member: int, incarnation: int, sequence: int) -> Literal["new", "repeated", "ended"]:
+        """Tell a new message from one that came before and from one of a process that was replaced."""
+        known = self._members[member]
+        if incarnation != known.incarnation or not known.live or sequence < known.sequence:
+            return "ended"
+        if sequence == known.sequence:
+            return "repeated"
+        known.sequence = sequence
+        return "new"
+
+    def catch_up(self, member: int, working: Collection[int]) -> None:
+        """Let a member that did something else meanwhile hold nobody back for it."""
+        clocks = [self._members[other].clock for other in working if other != member]
+        self._members[member].clock = max(self._members[member].clock, min(clocks, default=0))
+
+    def offer(self, push: Push) -> Verdict:
+        """Judge a gradient. ``repeated`` changes nothing: whoever asked first gets the answer for both."""
+        heard = self.hear(push.member, push.incarnation, push.sequence)
+        if heard != "new":
+            return heard
+        if push.version.era != self.version.era:
+            return "void"
+        if not push.finite:
+            return "refused"
+        staleness = self.version.number - push.version.number
+        if self.rule.drop_late and staleness > 0:
+            return "dropped"
+        self._members[push.member].clock += 1
+        self.gathered.append(Contribution(push, staleness))
+        return "counted"
+
+    def complete(self, working: Collection[int]) -> bool:
+        """Say whether an update is due. ``working`` are the members with work in hand.
+
+        The quorum follows them: nobody waits for a member that is gone or has no data left.
+        """
+        if len(self.gathered) >= self.rule.quorum:
+            return True
+        return bool(self.gathered) and not any(self._may_still_add(member) for member in working)
+
+    def _may_still_add(self, member: int) -> bool:
+        inside = any(each.push.member == member for each in self.gathered)
+        return self._members[member].live and not (inside and self.rule.read_own)
+
+    def decide(self) -> tuple[Contribution, ...]:
+        """Close the update and return what is in it, in the order of arrival."""
+        taken, self.gathered = tuple(self.gathered), []
+        self.version = Version(self.version.era, self.version.number + 1)
+        return taken
+
+    def may_read(self, member: int, working: Collection[int]) -> bool:
+        """Say whether the bound lets a member begin its next gradient.
+
+        A member at clock c waits until every member with work in hand has reached clock c - s; what such
+        a reader sees then holds all updates up to clock c - s - 1, and its own (Ho et al. 2013).
+        """
+        if self.rule.bound is None:
+            return True
+        clocks = [
+            self._members[other].clock for other in working if other != member and self._members[other].live
+        ]
+        return not clocks or self._members[member].clock - min(clocks) <= self.rule.bound
+
+    def roll_back(self, number: int) -> None:
+        """Go back to an earlier version in a new era: gradients of the lost one are void."""
+        self.version = Version(self.version.era + 1, number)
+        self.gathered = []
+
+    def incarnation(self, member: int) -> int:
+        return self._members[member].incarnation
+
+    def is_live(self, member: int) -> bool:
+        return self._members[member].live
+
+    @property
+    def live(self) -> list[int]:
+        return [number for number, member in enumerate(self._members) if member.live]

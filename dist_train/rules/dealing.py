@@ -1,0 +1,163 @@
+"""Who trains on which samples: pieces of the one order of samples, dealt out, taken back, accounted for.
+
+An update's draw is cut into as many leases as it takes gradients. A lease is *out* until an update holds its
+gradient; a late, refused or lost one goes back to the front of the queue, so that no sample is left out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dist_train.rules.messages import Lease
+from dist_train.rules.sampling import Cursor, LastBatch, Position, Run, advance, draw, split
+
+
+@dataclass(frozen=True)
+class Deck:
+    """The order of samples that leases are cut from: ``batch`` samples make an update of ``parts`` leases.
+
+    ``in_step``: no lease of an epoch is dealt before the last of the epoch before is trained.
+    """
+
+    size: int
+    batch: int
+    parts: int
+    last_batch: LastBatch = "keep"
+    in_step: bool = False
+
+
+class Dealer:
+    """``may_draw(position, samples)`` says whether training goes on past ``position`` once ``samples`` are
+    dealt."""
+
+    def __init__(
+        self,
+        deck: Deck,
+        may_draw: Callable[[Position, int], bool],
+        position: Position = Position(0, 0),
+        unfinished: Iterable[Run] = (),
+        trained: int = 0,
+    ) -> None:
+        self.deck = deck
+        self.may_draw = may_draw
+        self.position = position
+        self.trained = trained
+        self._number = 0
+        self._queue: deque[Lease] = deque()
+        self._out: dict[int, tuple[int, Lease]] = {}
+        self._refill(unfinished)
+
+    def deal(self, member: int) -> Lease | None:
+        """Give ``member`` the next lease; None when there is none now."""
+        if not self._queue:
+            self._draw()
+        if not self._queue:
+            return None
+        lease = self._queue.popleft()
+        self._out[lease.number] = (member, lease)
+        return lease
+
+    def held_by(self, member: int) -> list[Lease]:
+        return [lease for holder, lease in self._out.values() if holder == member]
+
+    def holders(self) -> list[tuple[int, int]]:
+        """Return (lease number, member) of every lease that is out."""
+        return [(number, holder) for number, (holder, _) in self._out.items()]
+
+    def holds(self, member: int, number: int) -> bool:
+        return number in self._out and self._out[number][0] == member
+
+    @property
+    def can_deal(self) -> bool:
+        """Whether there is a lease for whoever asks now."""
+        return bool(self._queue) or self._next_run() is not None
+
+    def lease(self, number: int) -> Lease | None:
+        """Return a lease that is out, by its number."""
+        held = self._out.get(number)
+        return None if held is None else held[1]
+
+    def finish(self, number: int) -> Lease:
+        """Take note that an update holds the lease's gradient."""
+        _, lease = self._out.pop(number)
+        self.trained += lease.count
+        return lease
+
+    def take_back(self, number: int) -> Lease:
+        """Put a lease back, to be the next one dealt; KeyError when it is not out."""
+        _, lease = self._out.pop(number)
+        self._queue.appendleft(lease)
+        return lease
+
+    def take_back_from(self, member: int, but: Iterable[int] = ()) -> list[Lease]:
+        """Put back what a member holds, except the leases ``but`` whose gradients are in."""
+        kept = set(but)
+        lost = [lease for lease in self.held_by(member) if lease.number not in kept]
+        for lease in reversed(lost):
+            self.take_back(lease.number)
+        return lost
+
+    @property
+    def unfinished(self) -> tuple[Run, ...]:
+        """What is dealt or drawn and not trained, in the order of samples."""
+        leases = [*(lease for _, lease in self._out.values()), *self._queue]
+        return merged(Run(lease.epoch, lease.offset, lease.count) for lease in leases)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is out, queued, or still to be drawn."""
+        return not self._out and not self._queue and not self._may_draw()
+
+    def restart(self, position: Position, unfinished: Iterable[Run], trained: int) -> None:
+        """Begin again from an earlier position: all leases are withdrawn, and their numbers never used again."""
+        self._queue.clear()
+        self._out.clear()
+        self.position, self.trained = position, trained
+        self._refill(unfinished)
+
+    def _may_draw(self) -> bool:
+        pending = sum(lease.count for _, lease in self._out.values()) + sum(
+            each.count for each in self._queue
+        )
+        return self.may_draw(self.position, self.trained + pending)
+
+    def _next_run(self) -> Run | None:
+        if not self._may_draw():
+            return None
+        deck = self.deck
+        (run,) = draw(Cursor(self.position), deck.size, deck.batch, deck.last_batch).runs
+        if deck.in_step and any(lease.epoch != run.epoch for _, lease in self._out.values()):
+            return None
+        return run
+
+    def _draw(self) -> None:
+        run = self._next_run()
+        if run is not None:
+            deck = self.deck
+            self._cut(run, deck.parts)
+            self.position = advance(Cursor(self.position), deck.size, deck.batch, deck.last_batch).position
+
+    def _refill(self, unfinished: Iterable[Run]) -> None:
+        share = max(1, -(-self.deck.batch // self.deck.parts))
+        for run in unfinished:
+            self._cut(run, -(-run.count // share))
+
+    def _cut(self, run: Run, parts: int) -> None:
+        for piece in split(run.count, parts):
+            if piece:
+                self._number += 1
+                self._queue.append(Lease(self._number, run.epoch, run.offset + piece.start, len(piece)))
+
+
+def merged(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Sort runs and join those that touch."""
+    result: list[Run] = []
+    for run in sorted(runs, key=lambda each: (each.epoch, each.offset)):
+        last = result[-1] if result else None
+        if last is not None and last.epoch == run.epoch and last.offset + last.count == run.offset:
+            result[-1] = Run(last.epoch, last.offset, last.count + run.count)
+        else:
+            result.append(run)
+    return tuple(result)
