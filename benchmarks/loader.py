@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from dist_train.config.schema import Data
 from dist_train.core.data import Order, Samples, Share, training_batches
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Cursor, Position
 from dist_train.tasks.images import Images
 
 BATCH = 32
@@ -45,7 +45,8 @@ def make_images(folder: Path) -> None:
 def ours(task: Images, loaders: int) -> Iterator[Any]:
     order, share = Order(0, IMAGES, BATCH, "drop"), Share(0, 1, 1)
     samples = Samples(task.train_data(), seed=0, bad_samples=0)
-    return training_batches(samples, order, share, Position(0, 0), Data(loaders=loaders), pin=False)
+    start = Cursor(Position(0, 0))
+    return training_batches(samples, order, share, start, Data(loaders=loaders), pin=False)
 
 
 def plain(task: Images, loaders: int) -> Iterator[Any]:

@@ -59,6 +59,14 @@ def ratios(rounds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Sp
     }
 
 
+def speeds(rounds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spread]:
+    """Divide every contestant's speed (steps per second) by the baseline's speed in the same round."""
+    return {
+        name: spread([reference / own for own, reference in zip(times, rounds[baseline], strict=True)])
+        for name, times in rounds.items()
+    }
+
+
 def differences(rounds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spread]:
     """Subtract the baseline's time in the same round from every contestant's time."""
     return {

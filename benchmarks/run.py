@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import checkpoints, machine, start_up, step_time
-from benchmarks.ratios import Spread, differences, ratios, scaled, spread
+from benchmarks import checkpoints, machine, scaling, server_speed, start_up, step_time, stragglers
+from benchmarks.ratios import Spread, differences, ratios, scaled, speeds, spread
 
 
 def measure_loader(rounds: int) -> dict[str, Any]:
@@ -34,6 +34,13 @@ BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "start_up": (start_up.measure, 9),
     "checkpoints": (checkpoints.measure, 12),
     "loader": (measure_loader, 12),
+    "server": (lambda rounds: server_speed.measure("mlp", rounds, parts=True), 24),
+    "server_100k": (lambda rounds: server_speed.measure("mlp_100k", rounds), 12),
+    "server_1m": (lambda rounds: server_speed.measure("mlp_1m", rounds), 12),
+    "server_50m": (lambda rounds: server_speed.measure("mlp_50m", rounds), 12),
+    "straggler": (stragglers.one_slow, 3),
+    "random_delays": (stragglers.random_delays, 3),
+    "scaling": (scaling.measure, 3),
 }
 
 
@@ -67,6 +74,33 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         for loaders in sorted({name.rpartition("_")[2] for name in rounds}):
             pair = {name: rounds[name] for name in rounds if name.endswith(f"_{loaders}")}
             yield from _table(f"time of a batch / plain_{loaders}", ratios(pair, f"plain_{loaders}"))
+    yield from report_server(result)
+
+
+def report_server(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that sum up a measurement of the parameter server's modes."""
+    if "server_seconds_per_step" in result:
+        rounds = result["server_seconds_per_step"]
+        for baseline in ("ray_actors", "sync", "floor"):
+            yield from _table(f"speed / {baseline}", speeds(rounds, baseline))
+        for title, kind in {
+            "ms": "server_seconds_per_step",
+            "processor ms": "server_processor_s_per_step",
+        }.items():
+            per_step = {name: scaled(spread(numbers), 1000) for name, numbers in result[kind].items()}
+            yield from _table(f"{title} per step of two gradients", per_step)
+    if "straggler_samples_per_s" in result:
+        shares = stragglers.ideals(result["straggler_samples_per_s"])
+        yield from _table("speed / the ideal", {name: spread(share) for name, share in shares.items()})
+    if "seconds_per_update" in result:
+        measured = result["seconds_per_update"]
+        yield from _table("seconds of an update with b backups", {b: spread(s) for b, s in measured.items()})
+        for prediction in ("order_statistic", "simulated"):
+            figures = ", ".join(f"{b}: {seconds:.3f}" for b, seconds in result[prediction].items())
+            yield f"  {prediction} {figures}"
+    if "scaling_samples_per_s" in result:
+        rates = result["scaling_samples_per_s"]
+        yield from _table("samples per second", {name: spread(numbers) for name, numbers in rates.items()})
 
 
 def _table(title: str, rows: Mapping[str, Spread]) -> Iterator[str]:

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 ADDRESS = "BENCHMARK_TURNS"
 START_S = 180.0
 TURN_S = 120.0
@@ -96,6 +98,10 @@ class Job:
                     connection.settimeout(TURN_S)
                     self._workers.append(connection.makefile("rw"))
         self.pids = [report["pid"] for report in self._reports()]
+
+    def processes(self) -> list[int]:
+        """Return the ids of all its processes: workers, servers, launchers, and whatever they started."""
+        return [self._process.pid, *(p.pid for p in psutil.Process(self._process.pid).children(True))]
 
     def turn(self, steps: int) -> float:
         """Let the job make ``steps`` steps; return the seconds of the worker that took longest."""

@@ -20,19 +20,22 @@ LEARNING_RATE = 0.01
 MOMENTUM = 0.9
 LOG_EVERY = 10
 
-SHAPES = {"resnet": (3, 32, 32), "mlp": (784,), "tiny": (64,)}
+# The MLPs' two hidden layers: 0.1, 1, 10 and 50 million parameters.
+WIDTHS = {"mlp_100k": 112, "mlp_1m": 680, "mlp": 2800, "mlp_50m": 6680}
+SHAPES = {"resnet": (3, 32, 32), "tiny": (64,)} | dict.fromkeys(WIDTHS, (784,))
 
 
 def make_model(workload: str) -> nn.Module:
-    """Make the small ResNet (0.27 million parameters), the wide MLP (10 million), or next to nothing."""
+    """Make the small ResNet (0.27 million parameters), an MLP (``WIDTHS``), or next to nothing."""
     if workload == "resnet":
         from dist_train.models.cifar_resnet import CifarResNet
 
         return CifarResNet(classes=CLASSES, depth=20)
     if workload == "tiny":
         return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+    width = WIDTHS[workload]
     return nn.Sequential(
-        nn.Linear(784, 2800), nn.ReLU(), nn.Linear(2800, 2800), nn.ReLU(), nn.Linear(2800, CLASSES)
+        nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
     )
 
 
@@ -71,10 +74,15 @@ def _turn() -> Turn:
     return Turn()
 
 
+def step_begins() -> None:
+    """Wait for this contestant's turn. Whoever calls ``loss_of`` need not."""
+    _turn().step_begins()
+
+
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the mean loss and the predictions. In every contestant a step of training begins here."""
     if model.training:
-        _turn().step_begins()
+        step_begins()
     inputs, labels = batch
     predictions = model(inputs)
     return F.cross_entropy(predictions, labels), predictions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,21 @@ Resume = Annotated[
         "PATH: start from another run's directory or from one checkpoint.",
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="Ray cluster to join in a parameter-server mode; auto: the one this machine is part of. "
+        "Sets parallel.cluster.address.",
+        show_default=False,
+    ),
+]
+JobsAddress = Annotated[
+    str, typer.Option("--address", metavar="http://HOST:8265", help="Ray's dashboard on the cluster's head.")
+]
+WorkingDir = Annotated[
+    Path, typer.Option("--working-dir", metavar="DIR", help="What is sent along; CONFIG.yaml lies in it.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the arithmetic, then exit.")
 ]
@@ -50,6 +66,7 @@ def run(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     resume: Resume = "auto",
+    address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train. Starts the workers itself; under torchrun or srun the same command line is one worker.
@@ -58,11 +75,33 @@ def run(
     """
     from dist_train.runtime.start import Request, dry_run_text, run_request
 
-    request = Request(config, tuple(overrides or ()), run_dir, resume)
+    replaced = list(overrides or ())
+    if address is not None:
+        replaced.append(f"parallel.cluster.address={json.dumps(address)}")
+    request = Request(config, tuple(replaced), run_dir, resume)
     if dry_run:
         typer.echo(dry_run_text(request))
         raise typer.Exit
     raise typer.Exit(run_request(request))
+
+
+@app.command()
+def submit(
+    config: ConfigPath,
+    address: JobsAddress,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = "auto",
+    working_dir: WorkingDir = Path(),
+) -> None:
+    """Train on a Ray cluster: send the run there as a job, follow its output, and end as it ends.
+
+    The run directory is on the cluster: give one on storage that its machines share. Ctrl-C stops the
+    job, which saves first; a second one leaves it running. The exit status is that of the run.
+    """
+    from dist_train.runtime.submit import Submission, send
+
+    raise typer.Exit(send(Submission(address, config, tuple(overrides or ()), run_dir, resume, working_dir)))
 
 
 @app.command()

@@ -23,19 +23,79 @@ from dist_train.config.schema import (
 )
 from dist_train.errors import ConfigError
 from dist_train.rules import schedule as rules
-from dist_train.rules.sampling import LastBatch, Position, micro_batches, updates_per_epoch
+from dist_train.rules import topology
+from dist_train.rules.sampling import LastBatch, Position, micro_batches, split, updates_per_epoch
 from dist_train.rules.scaling import scaled_learning_rate
 
 
-def samples_per_update(parallel: Parallel, train: Train, workers: int) -> int:
+def groups(parallel: Parallel, workers: int) -> list[list[int]]:
+    """Return the ranks of each group, the workers that all-reduce their gradients: all of them in mode sync.
+
+    Raises ValueError where ``workers`` cannot be cut into groups.
+    """
+    return topology.groups(workers, parallel.group_size if parallel.has_server else workers)
+
+
+def group_count(parallel: Parallel, workers: int) -> int:
+    """Return how many groups there are, at least one."""
+    return max(1, workers // parallel.group_size) if parallel.has_server else 1
+
+
+def quorum(parallel: Parallel, workers: int, backups: int | None = None) -> int:
+    """Return how many gradients one update takes, each that of a group.
+
+    Mode backup: N of N + b groups; ``backups``, if given, is the b in force, else one to be chosen counts as
+    0. Mode bounded: one; with bound 0, all groups'. Mode async: ``aggregate``. Mode sync: its only group's.
+    """
+    count = group_count(parallel, workers)
+    match parallel.mode:
+        case "backup":
+            configured = 0 if parallel.backups == "auto" else parallel.backups
+            return max(1, count - (configured if backups is None else backups))
+        case "bounded":
+            return count if parallel.max_staleness == 0 else 1
+        case "async":
+            return parallel.aggregate
+    return count
+
+
+def samples_per_gradient(parallel: Parallel, train: Train, workers: int, backups: int | None = None) -> int:
+    """Return how many samples a group sends the gradient of: a full one, the largest.
+
+    Each of its workers contributes ``accumulate`` batches, times the steps between two exchanges.
+    """
+    if parallel.global_batch is not None:
+        return -(-parallel.global_batch // quorum(parallel, workers, backups))
+    assert train.batch_size is not None  # the configuration gives exactly one of the two
+    group_size = workers // group_count(parallel, workers)
+    return group_size * train.batch_size * train.accumulate * _steps_per_gradient(parallel)
+
+
+def samples_per_update(parallel: Parallel, train: Train, workers: int, backups: int | None = None) -> int:
     """Return how many samples one update of a replica consumes (the effective global batch).
 
-    Synchronous mode: every worker contributes ``accumulate`` batches to each update.
+    Only gradients that count do: with b backup groups, those of the other N.
     """
     if parallel.global_batch is not None:
         return parallel.global_batch
-    assert train.batch_size is not None  # the configuration gives exactly one of the two
-    return workers * train.batch_size * train.accumulate
+    gradient = samples_per_gradient(parallel, train, workers, backups)
+    return quorum(parallel, workers, backups) * gradient
+
+
+def scaling_batch(parallel: Parallel, train: Train, workers: int, backups: int | None = None) -> int:
+    """Return the batch that the learning rate follows: the samples of one step at that rate.
+
+    That is an update, except with local steps: there the rate is that of a group's own steps (Douillard et
+    al. 2023 tune it for one worker), while the server's outer optimizer has a rate of its own.
+    """
+    if parallel.outer_in_force is None:
+        return samples_per_update(parallel, train, workers, backups)
+    return -(-samples_per_gradient(parallel, train, workers, backups) // parallel.local_steps)
+
+
+def _steps_per_gradient(parallel: Parallel) -> int:
+    """The forward and backward passes' batches that one gradient spans; only one of the two is above 1."""
+    return parallel.push_every * parallel.local_steps
 
 
 @dataclass(frozen=True)
@@ -101,6 +161,10 @@ class Plan:
     lengths: Lengths
     schedule: rules.Schedule
     length: Span
+    # Gradients in one update, samples in one gradient, and samples in one step at the scheduled rate.
+    quorum: int
+    samples_per_gradient: int
+    scaling_batch: int
 
     @property
     def train_size(self) -> int:
@@ -144,18 +208,22 @@ def make_plan(
     train_size: int,
     rewarms: Sequence[rules.Rewarm] = (),
     done: Done = Done(),
+    backups: int | None = None,
 ) -> Plan:
     """Derive the plan; raise ConfigError where the data and the settings contradict each other.
 
     What is ``done`` matters where the length is given in steps: those made with another batch held other
-    numbers of samples.
+    numbers of samples. ``backups`` is the number in force where the configuration leaves it to be chosen.
     """
-    batch = samples_per_update(config.parallel, config.train, workers)
-    _refuse_impossible(config, workers, train_size, batch)
+    parallel, train = config.parallel, config.train
+    batch = samples_per_update(parallel, train, workers, backups)
+    taken = quorum(parallel, workers, backups)
+    _refuse_impossible(config, workers, train_size, batch, taken)
     lengths = Lengths(train_size, batch, config.train.last_batch)
     total = _total_samples(config.train.length, lengths, done)
+    scaling = scaling_batch(parallel, train, workers, backups)
     peak = scaled_learning_rate(
-        config.schedule.scaling, config.optimizer.lr, batch, config.schedule.base_batch
+        config.schedule.scaling, config.optimizer.lr, scaling, config.schedule.base_batch
     )
     return Plan(
         workers=workers,
@@ -168,6 +236,9 @@ def make_plan(
             rewarms=tuple(rewarms),
         ),
         length=config.train.length,
+        quorum=taken,
+        samples_per_gradient=samples_per_gradient(parallel, train, workers, backups),
+        scaling_batch=scaling,
     )
 
 
@@ -181,20 +252,25 @@ def _total_samples(length: Span, lengths: Lengths, done: Done) -> int:
     return done.samples + rest_of_epoch + lengths.samples_of_updates(left - here)
 
 
-def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int) -> None:
+def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int, taken: int) -> None:
     if train_size == 0:
         raise ConfigError(f"task {config.task}: the training set is empty")
-    if batch < workers:
+    group_size = workers // group_count(config.parallel, workers)
+    smallest = taken * group_size * _steps_per_gradient(config.parallel)
+    if batch < smallest:
+        among = f"among {workers} workers"
+        if config.parallel.has_server:
+            steps = f" x {_steps_per_gradient(config.parallel)} steps"
+            among = f"into gradients: {taken} for an update x {group_size} workers of a group{steps}"
         raise ConfigError(
-            f"parallel.global_batch: {batch} samples cannot be split among {workers} workers; "
-            f"give at least {workers}"
+            f"parallel.global_batch: {batch} samples cannot be split {among}; give at least {smallest}"
         )
     if config.train.last_batch == "drop" and batch > train_size:
         raise ConfigError(
             f"train.last_batch: dropping leaves nothing to train on, since one update takes {batch} samples "
             f"and the training set has {train_size}; set train.last_batch to keep or shrink the batch"
         )
-    if config.parallel.sync_batch_norm and _passes_differ(config.train, workers, train_size, batch):
+    if config.parallel.sync_batch_norm and _passes_differ(config, group_size, train_size, batch, taken):
         raise ConfigError(
             "parallel.sync_batch_norm: the workers meet in every forward pass, but some updates leave them "
             "different numbers of passes; set train.last_batch to drop, or use batches that divide the "
@@ -202,11 +278,18 @@ def _refuse_impossible(config: Config, workers: int, train_size: int, batch: int
         )
 
 
-def _passes_differ(train: Train, workers: int, train_size: int, batch: int) -> bool:
-    rest = train_size % batch if train.last_batch == "keep" else 0
-    ends = (0, workers - 1)
-    for count in (min(batch, train_size), rest):
-        most, least = (len(micro_batches(count, rank, workers, train.accumulate)) for rank in ends)
+def _passes_differ(config: Config, group_size: int, train_size: int, batch: int, taken: int) -> bool:
+    """Whether some piece of some update leaves the workers of a group different numbers of passes."""
+    rest = train_size % batch if config.train.last_batch == "keep" else 0
+    pieces = {
+        len(piece)
+        for count in (min(batch, train_size), rest)
+        for gradient in split(count, taken)
+        for piece in split(len(gradient), _steps_per_gradient(config.parallel))
+    }
+    ends = (0, group_size - 1)
+    for count in pieces:
+        most, least = (len(micro_batches(count, rank, group_size, config.train.accumulate)) for rank in ends)
         if most != least:
             return True
     return False

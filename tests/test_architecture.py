@@ -25,6 +25,9 @@ LAUNCHER_SIDE = (
     "dist_train.cli",
     "dist_train.runtime.start",
     "dist_train.runtime.launcher",
+    "dist_train.runtime.submit",
+    "dist_train.runtime.reaper",
+    "dist_train.runtime.ray_cluster",
     "dist_train.config",
     "dist_train.tasks",
 )
@@ -172,16 +175,28 @@ class TestImports:
         assert not any(top(target) == "torch" for target in imported_by(f"dist_train.{package}"))
 
     @pytest.mark.parametrize("name", LAUNCHER_SIDE)
-    def test_the_launching_side_loads_no_torch(self, name: str) -> None:
+    def test_the_launching_side_loads_neither_torch_nor_ray(self, name: str) -> None:
         loaded = loaded_with(name)
         assert "dist_train" in loaded
-        assert not {module for module in loaded if top(module) in ("torch", "torchvision", "tensorboard")}
+        heavy = ("torch", "torchvision", "tensorboard", "ray")
+        assert not {module for module in loaded if top(module) in heavy}
 
     def test_the_worker_does_load_torch(self) -> None:
         assert any(top(module) == "torch" for module in loaded_with("dist_train.worker"))
 
-    def test_nobody_imports_ray(self) -> None:
-        assert not {each for each in imports() if top(each.target) == "ray"}
+    def test_one_file_imports_ray_and_only_when_it_is_used(self) -> None:
+        found = [each for each in imports() if top(each.target) == "ray"]
+        assert {each.source for each in found} == {"dist_train.runtime.ray_cluster"}
+        assert not any(each.at_start for each in found)
+
+    def test_a_synchronous_run_never_loads_ray(self) -> None:
+        side = ("dist_train.worker", "dist_train.runtime.worker_process", "dist_train.runtime.start")
+        assert not {module for name in side for module in loaded_with(name) if top(module) == "ray"}
+
+    def test_the_reaper_needs_nothing_but_the_standard_library(self) -> None:
+        found = {each.target for each in imports() if each.source == "dist_train.runtime.reaper"}
+        assert found
+        assert not {target for target in found if top(target) not in sys.stdlib_module_names}
 
     def test_no_module_imports_itself_by_a_detour(self) -> None:
         edges: dict[str, set[str]] = {name: set() for name in modules()}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dist_train.config import Config, load_config
 from dist_train.config.schema import Span
 from dist_train.errors import ConfigError
-from dist_train.plan import Plan, make_plan, samples_per_update
+from dist_train.plan import Plan, group_count, groups, make_plan, samples_per_update
 from dist_train.rules import schedule as rules
-from dist_train.rules.sampling import Position, advance, draw
+from dist_train.rules.sampling import Cursor, Position, advance, draw
 
 
 def configured(**sections: dict[str, Any]) -> Config:
@@ -41,6 +41,87 @@ class TestBatch:
     def test_a_global_batch_stays_whatever_the_number_of_workers(self, workers: int) -> None:
         config = configured(parallel={"global_batch": 48}, train={"epochs": 1, "accumulate": 2})
         assert samples_per_update(config.parallel, config.train, workers) == 48
+
+
+def server(mode: str, **settings: Any) -> dict[str, Any]:
+    return {"mode": mode, **settings}
+
+
+# Six workers with 8 samples a batch, accumulated twice: 16 samples of each worker.
+# The settings; the groups, the gradients in an update, the samples in a gradient and in a step at the rate.
+MODES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
+    (server("sync"), (1, 1, 96, 96)),
+    (server("backup"), (6, 6, 16, 96)),
+    # N = 4 count, not N + b = 6 (Chen et al. 2016).
+    (server("backup", backups=2), (6, 4, 16, 64)),
+    (server("backup", backups="auto"), (6, 6, 16, 96)),
+    (server("backup", backups=1, group_size=2), (3, 2, 32, 64)),
+    (server("bounded", max_staleness=0), (6, 6, 16, 96)),
+    (server("bounded", max_staleness=3), (6, 1, 16, 16)),
+    (server("async"), (6, 1, 16, 16)),
+    (server("async", group_size=3), (2, 1, 48, 48)),
+    (server("async", group_size=6), (1, 1, 96, 96)),
+    (server("async", aggregate=3), (6, 3, 16, 48)),
+    # Downpour sends the mean gradient of five batches; reading seldom changes no number of samples.
+    (server("async", push_every=5), (6, 1, 80, 80)),
+    (server("async", fetch_every=5), (6, 1, 16, 16)),
+    # DiLoCo: an update holds everybody's steps, and the rate is that of one of them.
+    (server("bounded", max_staleness=0, local_steps=10), (6, 6, 160, 16)),
+    (server("bounded", max_staleness=0, local_steps=10, group_size=2), (3, 3, 320, 32)),
+    (server("async", local_steps=10, outer="elastic"), (6, 1, 160, 16)),
+    (server("bounded", max_staleness=0, outer="average"), (6, 6, 16, 16)),
+]
+
+
+class TestModes:
+    @pytest.mark.parametrize(("parallel", "expected"), MODES)
+    def test_say_what_an_update_takes(
+        self, parallel: dict[str, Any], expected: tuple[int, int, int, int]
+    ) -> None:
+        config = configured(parallel=parallel, train={"epochs": 1, "batch_size": 8, "accumulate": 2})
+        plan = make_plan(config, workers=6, train_size=1000)
+        groups = group_count(config.parallel, 6)
+        assert (groups, plan.quorum, plan.samples_per_gradient, plan.scaling_batch) == expected
+        assert plan.samples_per_update == plan.quorum * plan.samples_per_gradient
+
+    @pytest.mark.parametrize(("parallel", "expected"), MODES)
+    def test_scale_the_rate_by_the_samples_of_a_step_at_it(
+        self, parallel: dict[str, Any], expected: tuple[int, int, int, int]
+    ) -> None:
+        train = {"epochs": 1, "batch_size": 8, "accumulate": 2}
+        plan = planned(6, 1000, parallel=parallel, train=train, schedule={"base_batch": 16})
+        assert plan.schedule.peak == pytest.approx(0.1 * expected[3] / 16)
+
+    def test_backups_to_be_chosen_count_once_they_are(self) -> None:
+        config = configured(parallel=server("backup", backups="auto"))
+        chosen = make_plan(config, workers=6, train_size=1000, backups=2)
+        assert (chosen.quorum, chosen.samples_per_update, chosen.scaling_batch) == (4, 32, 32)
+
+    def test_backups_that_are_chosen_anew_replace_those_configured(self) -> None:
+        config = configured(parallel=server("backup", backups=3))
+        assert make_plan(config, workers=6, train_size=1000, backups=1).quorum == 5
+
+    def test_a_global_batch_is_cut_into_the_gradients_that_count(self) -> None:
+        parallel = server("backup", backups=2, global_batch=50)
+        plan = planned(6, 1000, parallel=parallel, train={"epochs": 1}, schedule={"base_batch": 25})
+        # 50 samples in four leases: 13, 13, 12, 12.
+        assert (plan.quorum, plan.samples_per_gradient, plan.samples_per_update) == (4, 13, 50)
+        assert plan.schedule.peak == pytest.approx(0.2)
+
+    def test_a_global_batch_of_local_steps_is_cut_into_those_too(self) -> None:
+        parallel = server("bounded", max_staleness=0, local_steps=5, global_batch=120)
+        plan = planned(6, 1000, parallel=parallel, train={"epochs": 1})
+        assert (plan.samples_per_update, plan.samples_per_gradient, plan.scaling_batch) == (120, 20, 4)
+
+
+class TestGroups:
+    def test_are_everybody_in_mode_sync(self) -> None:
+        assert groups(configured().parallel, 4) == [[0, 1, 2, 3]]
+
+    def test_are_consecutive_workers_in_the_modes_with_a_server(self) -> None:
+        assert groups(configured(parallel=server("async")).parallel, 3) == [[0], [1], [2]]
+        mixed = configured(parallel=server("async", group_size=2)).parallel
+        assert groups(mixed, 4) == [[0, 1], [2, 3]]
 
 
 class TestLearningRate:
@@ -178,6 +259,39 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=r"parallel.global_batch: 3 samples .* give at least 4"):
             planned(parallel={"global_batch": 3}, train={"epochs": 1})
 
+    def test_a_global_batch_smaller_than_what_an_update_is_cut_into(self) -> None:
+        parallel = server("bounded", max_staleness=0, group_size=2, local_steps=5)
+        for batch in (29, 30):
+            given = configured(parallel={**parallel, "global_batch": batch}, train={"epochs": 1})
+            if batch == 30:
+                make_plan(given, workers=6, train_size=100)
+                continue
+            with pytest.raises(ConfigError, match=r"3 for an update x 2 workers .* x 5 steps; .* least 30"):
+                make_plan(given, workers=6, train_size=100)
+
+    # Groups of two workers; an update of one gradient of 32 samples is 4 passes of 8 for each worker.
+    @pytest.mark.parametrize(
+        ("train_size", "last_batch", "refused"),
+        [(64, "keep", False), (66, "keep", False), (65, "keep", True), (65, "drop", False)],
+    )
+    def test_batch_norm_over_a_group_whose_workers_would_not_meet(
+        self, train_size: int, last_batch: str, refused: bool
+    ) -> None:
+        parallel = server("async", group_size=2, sync_batch_norm=True)
+        train = {"epochs": 1, "batch_size": 8, "accumulate": 2, "last_batch": last_batch}
+        if not refused:
+            planned(4, train_size, parallel=parallel, train=train)
+            return
+        with pytest.raises(ConfigError, match=r"parallel.sync_batch_norm: .* different numbers of passes"):
+            planned(4, train_size, parallel=parallel, train=train)
+
+    def test_batch_norm_over_a_group_that_does_not_meet_in_each_local_step(self) -> None:
+        # The last update of 68 has 2 samples for each group: one in each of two steps, for one worker.
+        parallel = server("bounded", max_staleness=0, group_size=2, local_steps=2, sync_batch_norm=True)
+        planned(4, 72, parallel=parallel)
+        with pytest.raises(ConfigError, match=r"parallel.sync_batch_norm: .* different numbers of passes"):
+            planned(4, 68, parallel=parallel)
+
     def test_dropping_the_only_batch(self) -> None:
         with pytest.raises(ConfigError, match=r"train.last_batch: .* takes 32 .* has 31"):
             planned(train_size=31, train={"epochs": 1, "batch_size": 8, "last_batch": "drop"})
@@ -208,16 +322,16 @@ def test_the_updates_left_are_those_that_a_simulation_makes(
     """From any position, one that an earlier run with another batch has left included."""
     plan, last_batch = run
     size, batch = plan.train_size, plan.samples_per_update
-    updates, samples, position = 0, start % size, Position(0, start % size)
-    foreseen = plan.updates_left(updates, samples, position)
-    while not over(plan, updates, samples, position):
-        assert not plan.finished(updates, samples, position)
-        samples += draw(position, size, batch, last_batch).count
-        position = advance(position, size, batch, last_batch)
+    updates, samples, cursor = 0, start % size, Cursor(Position(0, start % size))
+    foreseen = plan.updates_left(updates, samples, cursor.position)
+    while not over(plan, updates, samples, cursor.position):
+        assert not plan.finished(updates, samples, cursor.position)
+        samples += draw(cursor, size, batch, last_batch).count
+        cursor = advance(cursor, size, batch, last_batch)
         updates += 1
-        assert plan.updates_left(updates, samples, position) == foreseen - updates
+        assert plan.updates_left(updates, samples, cursor.position) == foreseen - updates
     assert updates == foreseen
-    assert plan.finished(updates, samples, position)
+    assert plan.finished(updates, samples, cursor.position)
 
 
 def over(plan: Plan, updates: int, samples: int, position: Position) -> bool:

@@ -202,14 +202,25 @@ def expected_tables():
         elif name == "train" or isinstance(field.default, BaseModel):
             section = shape.section_of(shape.keys(Config)[name])
             expected[name] = defaults(section, without=("profile",))
-    for name in ("warmup", "decay"):
-        union = shape.variants(shape.keys(shape.keys(Config)["schedule"])[name])
+    for parent, name in (
+        ("schedule", "warmup"),
+        ("schedule", "decay"),
+        ("parallel", "damping"),
+        ("parallel", "outer"),
+    ):
+        union = shape.variants(inside(parent)[name])
         for kind, section in union.sections.items():
             if keys := defaults(section, without=("kind",)):
-                expected[f"schedule.{name}: {kind}"] = keys
-    profile = shape.keys(shape.keys(Config)["logging"])["profile"]
-    expected["logging.profile"] = defaults(shape.section_of(profile, {}))
+                expected[f"{parent}.{name}: {kind}"] = keys
+    for name in ("server", "cluster"):
+        expected[f"parallel.{name}"] = defaults(shape.section_of(inside("parallel")[name]))
+    expected["logging.profile"] = defaults(shape.section_of(inside("logging")["profile"], {}))
     return expected
+
+
+def inside(section):
+    """The keys of one section, each with what the schema says of it."""
+    return shape.keys(shape.section_of(shape.keys(Config)[section]))
 
 
 def test_the_configuration_page_lists_every_key_with_its_default():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dist_train.config import shape
+from dist_train.config.combinations import Contradictions
 from dist_train.config.problems import ROOT, Document, KeyPath, dotted, one_line
 from dist_train.config.schema import Config
 
 # The longest part of a wrong value that a message repeats.
 SHOWN = 60
+# A key that is a number, written as text.
+DIGITS = re.compile(r"[0-9]{1,18}")
 # Floats below this are whole numbers exactly when they look so.
 EXACT = 2.0**53
 
@@ -64,6 +68,8 @@ class _Checker:
         if union is not None:
             value = self._repair_tag(value, union, path)
         section = shape.section_of(annotation, value)
+        if section is None and shape.is_numbered(annotation):
+            return self._numbered_keys(value, path)
         if section is None:
             return self._text_keys(value, path) if annotation is not Any else value
         if shape.is_open(section):
@@ -99,6 +105,22 @@ class _Checker:
                 place = self._origins.key((*path, key))
                 self._problems.add(place, (*path, key), "a key must be text; put it in quotes")
         return {key: child for key, child in value.items() if isinstance(key, str)}
+
+    def _numbered_keys(self, value: dict[Any, Any], path: KeyPath) -> dict[int, Any]:
+        """Make the keys whole numbers: in an override or in JSON they are text."""
+        result: dict[int, Any] = {}
+        for key, child in value.items():
+            number = int(key) if isinstance(key, str) and DIGITS.fullmatch(key) else key
+            if type(number) is not int or number < 0:
+                text = "a key here must be a whole number of at least 0"
+            elif number in result:
+                text = "given twice; keep one of them"
+            else:
+                self._origins.rename((*path, key), (*path, number))
+                result[number] = child
+                continue
+            self._problems.add(self._origins.key((*path, key)), (*path, key), text)
+        return result
 
     def _unknown_key(
         self, key: Any, section: type[BaseModel], union: shape.Variants | None, path: KeyPath
@@ -139,7 +161,10 @@ class _Checker:
             missing = False
         if self._problems.settled(path):
             return
-        if detail["type"] == "value_error":
+        if detail["type"] == "value_error" and isinstance(detail["ctx"]["error"], Contradictions):
+            for key, text in detail["ctx"]["error"].found:
+                self._problems.add(self._origins.key(key), key, text)
+        elif detail["type"] == "value_error":
             self._problems.add(self._origins.key(path), path, str(detail["ctx"]["error"]))
         elif missing:
             text = f"missing; give {shape.expected(annotation)}"

@@ -9,19 +9,38 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+from dist_train.config.combinations import Contradictions, contradictions
+from dist_train.config.parallel import (
+    AnyDamping,
+    AnyOuter,
+    AverageOuter,
+    Cluster,
+    DelayCompensated,
+    ElasticOuter,
+    InverseDamping,
+    NesterovOuter,
+    NoDamping,
+    Parallel,
+    Server,
+)
+from dist_train.config.section import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+
+# The section parallel is written in a file of its own; its words are reached through here as well.
+__all__ = [
+    "AnyDamping",
+    "AnyOuter",
+    "AverageOuter",
+    "Cluster",
+    "DelayCompensated",
+    "ElasticOuter",
+    "InverseDamping",
+    "NesterovOuter",
+    "NoDamping",
+    "Parallel",
+    "Server",
+]
 
 UNITS = ("epochs", "steps", "samples")
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Span(Section):
@@ -50,32 +69,6 @@ class Model(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
-
-
-class Parallel(Section):
-    mode: Literal["sync"] = "sync"
-    # Per replica. "auto": one for each GPU, or a single worker on the CPU.
-    workers: PositiveInt | Literal["auto"] = "auto"
-    group_size: Literal[1] = 1
-    backups: Literal[0] = 0
-    max_staleness: None = None
-    replicas: Literal[1] = 1
-    # Samples of one update over all workers; given instead of train.batch_size it stays constant
-    # whatever the number of workers.
-    global_batch: PositiveInt | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # How long a collective may wait for a missing peer.
-    timeout_s: Positive = 300.0
-    # Gradients exchanged at once; null: torch's choice (25, and 1 for the first bucket).
-    bucket_mb: Positive | None = None
-    # For models that leave parameters unused in some steps; costs a walk through the graph in every step.
-    find_unused_parameters: bool = False
-    # How gradients travel. powersgd keeps a residual on each worker that is not part of a checkpoint:
-    # a resumed run begins again with powersgd_start uncompressed steps.
-    compression: Literal["none", "bf16", "powersgd"] = "none"
-    powersgd_rank: PositiveInt = 2
-    powersgd_start: Annotated[int, Field(ge=2, strict=True)] = 1000
-    sync_batch_norm: bool = False
 
 
 class Train(Section):
@@ -324,6 +317,24 @@ class Recovery(Section):
     grace_s: Positive = 30.0
 
 
+class Faults(Section):
+    """Delays to be injected into the workers, to see what slow ones do to a run; in every mode."""
+
+    # Seconds added to the time of every gradient, as if computing took longer.
+    step_s: NonNegative = 0.0
+    # Worker to factor: its gradients take so many times as long, by sleeping.
+    slow: Annotated[
+        dict[NonNegativeInt, Annotated[float, Field(ge=1, allow_inf_nan=False)]],
+        Field(description="a section of worker: factor"),
+    ] = Field(default={})
+    # Random delays scale_s * exp(sigma * z) with standard normal z; null: none.
+    lognormal_sigma: Positive | None = None
+    # Their median.
+    scale_s: Positive = 0.1
+    # Decides the random delays.
+    seed: NonNegativeInt = 0
+
+
 class Config(Section):
     name: Annotated[
         str,
@@ -333,7 +344,7 @@ class Config(Section):
     ]
     # A built-in name, "package.module:attribute", or "path/to/file.py:attribute".
     task: str
-    task_options: dict[str, Any] = {}
+    task_options: dict[str, Any] = Field(default={})
     # null: the task's own choice.
     model: Model | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True, description="a whole number of at least 0")] = 0
@@ -346,12 +357,11 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
     recovery: Recovery = Recovery()
+    faults: Faults = Faults()
     codistill: None = None
 
     @model_validator(mode="after")
-    def _one_batch(self) -> Self:
-        if (self.train.batch_size is None) == (self.parallel.global_batch is None):
-            raise ValueError(
-                "give exactly one of train.batch_size (per worker) and parallel.global_batch (all workers)"
-            )
+    def _all_goes_together(self) -> Self:
+        if found := contradictions(self):
+            raise Contradictions(found)
         return self

@@ -96,8 +96,16 @@ def is_list(annotation: Any) -> bool:
     return any(get_origin(_bare(branch)) is tuple for branch in branches(annotation))
 
 
+def is_numbered(annotation: Any) -> bool:
+    """Whether this is a section whose keys are whole numbers."""
+    bare = _bare(annotation)
+    return get_origin(bare) is dict and _bare(get_args(bare)[0]) is int
+
+
 def item(annotation: Any, index: int) -> Any:
-    """The annotation of a list's item."""
+    """The annotation of a list's item, or of the value at a numbered key."""
+    if is_numbered(annotation):
+        return get_args(_bare(annotation))[1]
     for branch in branches(annotation):
         members = get_args(_bare(branch))
         if get_origin(_bare(branch)) is tuple and members:
@@ -108,7 +116,8 @@ def item(annotation: Any, index: int) -> Any:
 def expected(annotation: Any) -> str:
     """Say what is allowed: ``a whole number above 0 or null``."""
     if (union := variants(annotation)) is not None:
-        return f"a section with {union.tag}: {' | '.join(union.sections)}"
+        text = f"a section with {union.tag}: {' | '.join(union.sections)}"
+        return f"{text}, or null" if type(None) in branches(annotation) else text
     bare, notes = unwrap(annotation)
     described = next((note.description for note in notes if note.description), None)
     if described is not None:

@@ -29,6 +29,8 @@ from dist_train.errors import TrainingError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SHARED = "state"
+# What the name of a worker's own part begins with.
+OWN = "rank_"
 # An earlier checkpoint of the same step, kept until its successor is in place.
 ASIDE = ".old-"
 # Never a checkpoint: being written, or being removed.
@@ -58,7 +60,7 @@ class Part:
 
 def rank_part(rank: int) -> str:
     """Return the name of a worker's own part."""
-    return f"rank_{rank:05d}"
+    return f"{OWN}{rank:05d}"
 
 
 @dataclass(frozen=True)

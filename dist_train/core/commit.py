@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from dist_train.core.checkpoint import (
     ASIDE,
     MANIFEST,
+    OWN,
     TEMPORARY,
     DamagedCheckpoint,
     Facts,
@@ -200,7 +201,9 @@ class Committer:
                     raise NotCommitted(f"rank {rank} wrote {name}, which another rank wrote too")
                 _require_visible(self._draft_folder(draft) / name, rank, size)
                 files[name] = FileRecord(size, sha256)
-        return Manifest(draft.step, self.workers, self._attempt, draft.facts, files)
+        # A parameter server saves for all of its workers at once.
+        workers = sum(name.startswith(OWN) and name.endswith(".json") for name in files)
+        return Manifest(draft.step, workers or self.workers, self._attempt, draft.facts, files)
 
     def _publish(self, draft: Draft, manifest: Manifest) -> None:
         folder, target = self._draft_folder(draft), self._target(draft)

@@ -11,11 +11,12 @@ import ctypes
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
@@ -23,13 +24,17 @@ from dist_train.config.schema import Data
 from dist_train.core.seeds import generators_untouched, seed_host
 from dist_train.errors import BadSample, TrainingError
 from dist_train.rules.sampling import (
+    Cursor,
     Draw,
-    Position,
+    Run,
     advance,
     draw,
     micro_batches,
+    parts_of,
     permutation,
     sample_seed,
+    samples_in,
+    section,
     split,
 )
 
@@ -50,11 +55,11 @@ class Order:
     batch: int
     last_batch: Any
 
-    def draw(self, position: Position) -> Draw:
-        return draw(position, self.size, self.batch, self.last_batch)
+    def draw(self, cursor: Cursor) -> Draw:
+        return draw(cursor, self.size, self.batch, self.last_batch)
 
-    def after(self, position: Position) -> Position:
-        return advance(position, self.size, self.batch, self.last_batch)
+    def after(self, cursor: Cursor) -> Cursor:
+        return advance(cursor, self.size, self.batch, self.last_batch)
 
 
 @dataclass(frozen=True)
@@ -70,30 +75,71 @@ class Share:
         return micro_batches(count, self.rank, self.workers, self.accumulate)
 
 
-class Batches:
-    """Keys of this worker's batches, update after update, without end (a batch sampler).
+class Keys:
+    """The keys of one worker's batches.
 
-    A worker without a share in a short last batch still takes part in the exchange of gradients: it is
-    handed the draw's first sample, to be weighted with zero.
+    A worker without a share in few samples still takes part in the exchange of gradients: it is handed the
+    first of them, to be weighted with zero.
     """
 
-    def __init__(self, order: Order, share: Share, position: Position) -> None:
-        self._order = order
+    def __init__(self, order: Order, share: Share) -> None:
         self._share = share
-        self._position = position
+        # Runs may alternate between an epoch and the next.
+        self._shuffled = lru_cache(maxsize=2)(lambda epoch: permutation(order.seed, epoch, order.size))
+
+    def batches(self, runs: Sequence[Run]) -> Iterator[list[Key]]:
+        """Yield this worker's batches of the samples that the runs hold."""
+        for offsets in self._share.batches(samples_in(runs)) or [range(1)]:
+            yield [key for run in section(runs, offsets) for key in self._of(run)]
+
+    def _of(self, run: Run) -> list[Key]:
+        rows = self._shuffled(run.epoch)[run.offset : run.offset + run.count]
+        return [(run.epoch, row) for row in rows.tolist()]
+
+
+class Batches:
+    """Keys of this worker's batches, update after update, without end (a batch sampler)."""
+
+    def __init__(self, order: Order, share: Share, cursor: Cursor) -> None:
+        self._order = order
+        self._keys = Keys(order, share)
+        self._cursor = cursor
 
     def __iter__(self) -> Iterator[list[Key]]:
-        position, epoch, shuffled = self._position, -1, np.empty(0, dtype=np.int64)
+        cursor = self._cursor
         while True:
-            taken = self._order.draw(position)
-            if taken.start.epoch != epoch:
-                epoch = taken.start.epoch
-                shuffled = permutation(self._order.seed, epoch, self._order.size)
-            first = taken.start.offset
-            for offsets in self._share.batches(taken.count) or [range(1)]:
-                rows = shuffled[first + offsets.start : first + offsets.stop]
-                yield [(epoch, int(row)) for row in rows]
-            position = self._order.after(position)
+            taken = self._order.draw(cursor)
+            yield from self._keys.batches(taken.runs)
+            cursor = self._order.after(cursor)
+
+
+class LeasedBatches:
+    """Keys of this worker's batches of the leases that it is fed with (a batch sampler).
+
+    A loader asks ahead of need, and must never wait for a lease: it is given empty batches meanwhile.
+    """
+
+    def __init__(self, order: Order, share: Share) -> None:
+        self._keys = Keys(order, share)
+        self._waiting: deque[list[Key]] = deque()
+        # Batches fed and not yet handed to the worker: waiting, or with the loading processes.
+        self.due = 0
+
+    def feed(self, lease: Run, steps: int = 1) -> None:
+        """Add this worker's batches of a lease that is trained in ``steps`` steps (``parts_of``)."""
+        for part in parts_of(lease, steps):
+            batches = list(self._keys.batches([part]))
+            self._waiting += batches
+            self.due += len(batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        while True:
+            yield self._waiting.popleft() if self._waiting else []
+
+
+@dataclass(frozen=True)
+class Bubble:
+    """Stands in a loader's pipeline for a batch, where there was none to load."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +168,12 @@ class Samples(Dataset[Any]):
         self._bad = LOADERS.Array(ctypes.c_int64, [-1] * (bad_samples + 1))
 
     def __getitems__(self, keys: Sequence[Key]) -> Any:
-        """Fetch and collate one batch; in a loading process, a failure is returned as Trouble."""
+        """Fetch and collate one batch; in a loading process, a failure is returned as Trouble.
+
+        No keys give a Bubble.
+        """
+        if not keys:
+            return Bubble()
         if get_worker_info() is None:
             return self._batch(keys)
         try:
@@ -177,10 +228,27 @@ def size_of(dataset: Dataset[Any]) -> int:
 
 
 def training_batches(
-    samples: Samples, order: Order, share: Share, position: Position, data: Data, pin: bool
+    samples: Samples, order: Order, share: Share, cursor: Cursor, data: Data, pin: bool
 ) -> Iterator[Any]:
-    """Return this worker's collated batches from ``position`` on, without end."""
-    return without_trouble(_loader(samples, Batches(order, share, position), data, pin))
+    """Return this worker's collated batches from ``cursor`` on, without end."""
+    return without_trouble(_loader(samples, Batches(order, share, cursor), data, pin))
+
+
+def leased_batches(
+    samples: Samples, leased: LeasedBatches, data: Data, pin: bool
+) -> Generator[Any, None, None]:
+    """Yield this worker's collated batches of the leases fed, in the order they were fed in.
+
+    Loading processes have enough to do while ``data.loaders * data.prefetch + 1`` batches are due; closing
+    the generator ends them. Raises RuntimeError when a batch is asked for and none is due.
+    """
+    loaded = without_trouble(_loader(samples, leased, data, pin))
+    while leased.due:
+        batch = next(loaded)
+        if not isinstance(batch, Bubble):
+            leased.due -= 1
+            yield batch
+    raise RuntimeError("a batch was asked for and no lease holds one: feed a lease first")
 
 
 def validation_batches(

@@ -34,19 +34,24 @@ class Validator:
         Means are weighted by samples and summed in double precision. When any worker is told not to go
         on, all of them return None.
         """
+        sums = self.sums(model, go_on)
+        votes = self.collective.sum(torch.tensor([float(sums is None)], device=self.numerics.device))
+        return None if sums is None or votes.item() else self._means(sums)
+
+    def sums(self, model: nn.Module, go_on: Callable[[], bool]) -> dict[str, Tensor] | None:
+        """Return loss and metrics summed over this worker's part alone; None when told not to go on."""
         sums: dict[str, Tensor] = {}
-        abandoned = False
         was_training = model.training
         model.eval()
-        with torch.no_grad(), generators_untouched(self.numerics.device):
-            for batch, size in zip(without_trouble(self.loader), self.sizes, strict=False):
-                if not go_on():
-                    abandoned = True
-                    break
-                self._add(model, self.numerics.place(batch), size, sums)
-        model.train(was_training)
-        votes = self.collective.sum(torch.tensor([float(abandoned)], device=self.numerics.device))
-        return None if votes.item() else self._means(sums)
+        try:
+            with torch.no_grad(), generators_untouched(self.numerics.device):
+                for batch, size in zip(without_trouble(self.loader), self.sizes, strict=False):
+                    if not go_on():
+                        return None
+                    self._add(model, self.numerics.place(batch), size, sums)
+        finally:
+            model.train(was_training)
+        return sums
 
     def _add(self, model: nn.Module, batch: Any, size: int, sums: dict[str, Tensor]) -> None:
         with self.numerics.context():

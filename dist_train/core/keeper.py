@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from dist_train.core.checkpoint import (
 from dist_train.core.commit import Outcome, clean
 from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
-from dist_train.core.state import State
+from dist_train.core.state import Counted, State
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.layout import CHECKPOINTS
 from dist_train.plan import Done, Plan, make_plan
+from dist_train.rules.sampling import micro_batches, samples_in
 from dist_train.rules.schedule import Rewarm, learning_rate
 
 # How often a worker that waits for the disk shows that it is alive.
@@ -99,12 +100,13 @@ def _newest(directory: Path, required: bool) -> Origin:
 def restore(state: State, origin: Path, rank: int, workers: int, seed: int) -> None:
     """Give ``state`` what the checkpoint at ``origin`` holds for this worker.
 
-    With another number of workers than it was saved by, generators are seeded anew from the position.
+    With another number of workers than it was saved by, and where it holds none, generators are seeded anew
+    from the samples counted.
     """
     saved_by = read_manifest(origin).workers
     state.restore_shared(load_part(origin, SHARED))
-    state.restore_own(load_part(origin, rank_part(rank % saved_by)), generators=saved_by == workers)
-    if saved_by != workers:
+    own = load_part(origin, rank_part(rank % saved_by))
+    if not state.restore_own(own, generators=saved_by == workers):
         seed_all(worker_seed(seed, rank, state.counted.samples))
 
 
@@ -118,7 +120,8 @@ def plan_from(config: Config, state: State, workers: int, train_size: int) -> tu
     _refuse_other_data(state, train_size)
     old_rate, old_batch = chosen.rate, chosen.batch
     chosen.batch = make_plan(config, workers, train_size).samples_per_update
-    done = Done(counted.updates, counted.samples, counted.position.offset)
+    _refuse_uneven_passes(config, counted, workers, chosen.batch)
+    done = _before_position(config, counted, chosen.batch)
     if old_rate is None or old_batch is None or old_batch == chosen.batch:
         return make_plan(config, workers, train_size, chosen.rewarms, done), None
     chosen.rewarms = ()
@@ -140,10 +143,32 @@ def plan_from(config: Config, state: State, workers: int, train_size: int) -> tu
 
 def _refuse_other_data(state: State, train_size: int) -> None:
     counted = state.counted
-    if counted.train_size not in (None, train_size) and counted.position.offset:
+    inside = counted.position.offset or counted.unfinished
+    if counted.train_size not in (None, train_size) and inside:
         raise ConfigError(
             f"the training set has {train_size} samples, and had {counted.train_size} when the checkpoint "
             "was saved in the middle of an epoch: samples would be skipped and repeated; use the same data"
+        )
+
+
+def _before_position(config: Config, counted: Counted, batch: int) -> Done:
+    """Return what will be done when the data reach the position: unfinished runs come before it."""
+    waiting = samples_in(counted.unfinished)
+    updates = -(-waiting // batch)
+    if config.train.length.steps is not None:
+        updates = min(updates, max(0, config.train.length.steps - counted.updates))
+    samples = counted.samples + min(waiting, updates * batch)
+    return Done(counted.updates + updates, samples, counted.position.offset)
+
+
+def _refuse_uneven_passes(config: Config, counted: Counted, workers: int, batch: int) -> None:
+    rest, accumulate = samples_in(counted.unfinished) % batch, config.train.accumulate
+    passes = {len(micro_batches(rest, rank, workers, accumulate)) for rank in (0, workers - 1)}
+    if config.parallel.sync_batch_norm and len(passes) > 1:
+        raise ConfigError(
+            f"parallel.sync_batch_norm: the checkpoint's last {rest} unfinished samples give the {workers} "
+            "workers different numbers of passes, and they meet in every pass; resume without it, or with "
+            "fewer workers"
         )
 
 
@@ -164,14 +189,20 @@ class Keeper:
 
         Waits for the checkpoint before, if that is still being written, and calls ``alive`` meanwhile.
         """
-        step = state.counted.updates
-        if step == self._saved_step:
+        if state.counted.updates == self._saved_step:
             return
-        self._settle(alive)
         state.chosen.rate = rate
         parts: dict[str, Part] = {rank_part(self._rank): state.own_part()}
         if self._writes:
             parts[SHARED] = state.shared_part()
+        self.save_parts(state, parts, alive)
+
+    def save_parts(self, state: State, parts: Mapping[str, Part], alive: Callable[[], None]) -> None:
+        """Start a checkpoint of these parts of ``state``, unless its step is saved already."""
+        step = state.counted.updates
+        if step == self._saved_step:
+            return
+        self._settle(alive)
         self._saver.save(step, Facts(state.counted.samples, self._config_hash), parts)
         self._saved_step = step
 
@@ -186,9 +217,16 @@ class Keeper:
 
         Raises TrainingError when it could not be saved.
         """
+        self._insist(state, lambda: self.save(state, rate, alive), alive)
+
+    def finish_parts(self, state: State, parts: Mapping[str, Part], alive: Callable[[], None]) -> None:
+        """Save these parts of the last state likewise."""
+        self._insist(state, lambda: self.save_parts(state, parts, alive), alive)
+
+    def _insist(self, state: State, save: Callable[[], None], alive: Callable[[], None]) -> None:
         reason = None
         for _ in range(2):
-            self.save(state, rate, alive)
+            save()
             outcome = self._settle(alive)
             if outcome is None or outcome.path is not None:
                 self._saver.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,18 +16,27 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dist_train.config.schema import Config
-from dist_train.core.data import Order, Samples, Share, training_batches, validation_batches
+from dist_train.core.data import (
+    LeasedBatches,
+    Order,
+    Samples,
+    Share,
+    leased_batches,
+    training_batches,
+    validation_batches,
+)
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
 from dist_train.core.seeds import generators_untouched, seed_all
-from dist_train.core.state import State
+from dist_train.core.state import Counted, State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
 from dist_train.core.timing import PHASES, StepClock
 from dist_train.couplings import Coupling
 from dist_train.errors import TrainingError
 from dist_train.exchange.collective import Collective
+from dist_train.exchange.server import Figures
 from dist_train.optimizers import set_rate
 from dist_train.plan import Plan
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Cursor, Position, samples_in
 from dist_train.rules.schedule import learning_rate, momentum
 from dist_train.rules.straggler import StepTimes
 from dist_train.task import Task
@@ -87,7 +96,12 @@ class Learner:
             return make()
 
     def begin(self, plan: Plan) -> None:
-        """Wrap the model for training and start loading at the state's position."""
+        """Get ready to train, and start loading where the state's counts say."""
+        self.prepare(plan)
+        self._batches = self._training_batches(self.state.counted.cursor)
+
+    def prepare(self, plan: Plan) -> None:
+        """Wrap the model for training: from here on ``step_on`` makes a step on batches given to it."""
         self.plan = plan
         config, at, model = self.config, self._at, self.state.model
         counted = self.state.counted
@@ -107,14 +121,15 @@ class Learner:
         )
         self._update = UpdateHalf(self.state.optimizer, list(model.parameters()), config.train.clip_norm)
         self._loss_sum = torch.zeros((), device=at.numerics.device)
-        self._batches = self._training_batches(self.state.counted.position)
-        self._validator = self._make_validator()
+        self._batches = iter(())
+        self._validators: dict[tuple[int, int], Validator] = {}
+        # A validation set that cannot be used is an error now, not after the first epoch.
+        self._validator(at.rank, at.workers)
         self._window_start = time.perf_counter()
 
     @property
     def finished(self) -> bool:
-        counted = self.state.counted
-        return self.plan.finished(counted.updates, counted.samples, counted.position)
+        return updates_left(self.plan, self.state.counted) == 0
 
     @property
     def rate(self) -> float:
@@ -126,20 +141,47 @@ class Learner:
         return self._window_steps > 0
 
     def step(self) -> None:
-        """Make one update: compute gradients, bring them together, apply them."""
-        counted, optimizer = self.state.counted, self.state.optimizer
-        taken = self._order.draw(counted.position)
-        sizes = [len(offsets) for offsets in self._share.batches(taken.count)]
-        set_rate(optimizer, self.rate, momentum(self.plan.schedule, counted.samples))
-        self._gradients(self._batches, sizes, taken.count, self._loss_sum)
+        """Make one update on the next samples, and count it."""
+        counted = self.state.counted
+        taken = self._order.draw(counted.cursor)
+        self.step_on(self._batches, taken.count, self.rate)
+        counted.updates += 1
+        counted.samples += taken.count
+        counted.cursor = self._order.after(counted.cursor)
+
+    def step_on(self, batches: Iterator[Any], count: int, rate: float) -> None:
+        """Compute gradients, bring them together, apply them; the state's counts are the caller's.
+
+        ``batches`` yields this worker's share of the step's ``count`` samples.
+        """
+        sizes = [len(offsets) for offsets in self._share.batches(count)]
+        set_rate(self.state.optimizer, rate, momentum(self.plan.schedule, self.state.counted.samples))
+        self._gradients(batches, sizes, count, self._loss_sum)
         self._phase("update")
         self.coupling.update(self._update)
         self._clock.end("update")
-        counted.updates += 1
-        counted.samples += taken.count
-        counted.position = self._order.after(counted.position)
         self._window_steps += 1
-        self._window_samples += taken.count
+        self._window_samples += count
+
+    def figures(self) -> Figures:
+        """Return what this worker alone measured since the last call, before its update is done with."""
+        times, norm = self._clock.drain(1), self._update.gradient_norm
+        loss = float(self._loss_sum)
+        self._loss_sum.zero_()
+        return Figures(
+            loss=loss,
+            seconds={phase: getattr(times, phase) for phase in PHASES},
+            memory_mb=peak_memory_mb(self._at.numerics.device),
+            gradient_norm=None if norm is None else float(norm),
+        )
+
+    def leased(self) -> tuple[LeasedBatches, Generator[Any, None, None]]:
+        """Return what to feed with leases, and this worker's batches of them for ``step_on``.
+
+        Whoever asks for them closes them: as with ``close``, loading processes would outlast the training.
+        """
+        leases = LeasedBatches(self._order, self._share)
+        return leases, leased_batches(self._samples, leases, self.config.data, self._pin)
 
     def measure(self) -> Measurement:
         """Bring the workers' figures together; the one place where a healthy step waits for the device.
@@ -176,24 +218,41 @@ class Learner:
         ``go_on`` is asked before every batch; None when a worker was told not to.
         """
         start = time.perf_counter()
-
-        def alive() -> bool:
-            self._at.phase("validating", self.state.counted.updates)
-            return go_on()
-
         with self.delivered_model():
-            metrics = self._validator(self.state.model, alive)
+            validator = self._validator(self._at.rank, self._at.workers)
+            metrics = validator(self.state.model, self._alive_while(go_on))
         if metrics is not None:
             self.coupling.observe(metrics)
         self._window_start += time.perf_counter() - start
         return metrics
+
+    def validate_part(
+        self, part: int, parts: int, go_on: Callable[[], bool] = lambda: True
+    ) -> tuple[dict[str, float], int] | None:
+        """Return loss and metrics summed over one part of the validation set, and the samples in it.
+
+        Asks no other worker, and takes the model as it is; None when ``go_on`` was False before a batch.
+        """
+        start, validator = time.perf_counter(), self._validator(part, parts)
+        sums = validator.sums(self.state.model, self._alive_while(go_on))
+        self._window_start += time.perf_counter() - start
+        if sums is None:
+            return None
+        return {name: float(total) for name, total in sums.items()}, sum(validator.sizes)
+
+    def _alive_while(self, go_on: Callable[[], bool]) -> Callable[[], bool]:
+        def alive() -> bool:
+            self._at.phase("validating", self.state.counted.updates)
+            return go_on()
+
+        return alive
 
     def delivered_model(self) -> ExitStack:
         """Give the model, for a while, the batch-norm statistics that it is validated and delivered with."""
         stack = ExitStack()
         number = self.config.validation.batch_norm_batches
         if number:
-            batches = self._beating(self._training_batches(Position(0, 0)))
+            batches = self._beating(self._training_batches(Cursor(Position(0, 0))))
             recomputed = recomputed_statistics(
                 self.state.model, batches, number, self.task, self._at.numerics
             )
@@ -213,23 +272,36 @@ class Learner:
     def _phase(self, name: str) -> None:
         self._at.phase(name, self.state.counted.updates + 1)
 
-    def _training_batches(self, position: Position) -> Iterator[Any]:
-        pin = self._at.numerics.device.type == "cuda"
-        data = self.config.data
-        return training_batches(self._samples, self._order, self._share, position, data, pin)
+    @property
+    def _pin(self) -> bool:
+        return self._at.numerics.device.type == "cuda"
 
-    def _make_validator(self) -> Validator:
-        at, config = self._at, self.config
-        share = -(-self.plan.samples_per_update // (at.workers * config.train.accumulate))
-        loader, sizes = validation_batches(
-            self.validation_data,
-            at.rank,
-            at.workers,
-            config.validation.batch_size or share,
-            config.data,
-            pin=at.numerics.device.type == "cuda",
-        )
-        return Validator(self.task, loader, sizes, at.numerics, at.collective)
+    def _training_batches(self, cursor: Cursor) -> Iterator[Any]:
+        return training_batches(self._samples, self._order, self._share, cursor, self.config.data, self._pin)
+
+    def _validator(self, part: int, parts: int) -> Validator:
+        """Return the validator of one part of the set, made once."""
+        key = (part, parts)
+        if key not in self._validators:
+            at, config = self._at, self.config
+            share = -(-self.plan.samples_per_update // (self.plan.workers * config.train.accumulate))
+            size = config.validation.batch_size or config.train.batch_size or share
+            data = validation_batches(self.validation_data, part, parts, size, config.data, self._pin)
+            self._validators[key] = Validator(self.task, *data, at.numerics, at.collective)
+        return self._validators[key]
+
+
+def updates_left(plan: Plan, counted: Counted) -> int:
+    """Return how many updates are still to come: unfinished runs first, then what was never dealt."""
+    if plan.length.steps is not None:
+        return max(0, plan.length.steps - counted.updates)
+    waiting, batch = samples_in(counted.unfinished), plan.samples_per_update
+    if plan.length.samples is not None:
+        left = max(0, plan.length.samples - counted.samples)
+        if left <= waiting:
+            return -(-left // batch)
+    first = -(-waiting // batch)
+    return first + plan.updates_left(counted.updates + first, counted.samples + waiting, counted.position)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -33,6 +33,12 @@ def worker_seed(seed: int, rank: int, samples: int) -> int:
     return sample_seed(seed, rank, samples)
 
 
+def lease_seed(seed: int, epoch: int, offset: int, rank: int) -> int:
+    """Return the seed of the randomness (dropout) with which one worker trains on one lease: a gradient is
+    the same whoever computes it, and whenever."""
+    return sample_seed(sample_seed(seed, epoch, offset), rank, 0)
+
+
 def generator_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return this worker's generator states: torch's as byte tensors, the others as JSON values."""
     tensors = {"torch": torch.get_rng_state()}

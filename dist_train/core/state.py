@@ -17,7 +17,7 @@ from dist_train.core.checkpoint import Part
 from dist_train.core.optimizer_state import flatten_optimizer, restore_optimizer
 from dist_train.core.seeds import generator_states, restore_generators
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Cursor, Position, Run
 from dist_train.rules.schedule import Rewarm
 
 
@@ -26,11 +26,22 @@ class Counted:
     updates: int = 0
     samples: int = 0
     position: Position = field(default_factory=lambda: Position(0, 0))
+    # Dealt before ``position`` and not trained: a server deals samples before it counts them.
+    unfinished: tuple[Run, ...] = ()
     # The order of the samples, in which ``position`` has a meaning; None before the first step.
     seed: int | None = None
     train_size: int | None = None
     # A validation was due at this update and has not come to its end.
     owes_validation: bool = False
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where training goes on in the data."""
+        return Cursor(self.position, self.unfinished)
+
+    @cursor.setter
+    def cursor(self, cursor: Cursor) -> None:
+        self.position, self.unfinished = cursor.position, cursor.unfinished
 
 
 @dataclass
@@ -82,7 +93,10 @@ class State:
             # Another model or optimizer than the checkpoint's is a wrong configuration.
             raise ConfigError(str(error)) from error
         counted, chosen = part_of(part, "counted").values, part_of(part, "chosen").values
-        self.counted = Counted(**{**counted, "position": Position(**counted["position"])})
+        position = Position(**counted["position"])
+        # Checkpoints of older versions know of no unfinished runs.
+        unfinished = tuple(Run(**run) for run in counted.get("unfinished", ()))
+        self.counted = Counted(**{**counted, "position": position, "unfinished": unfinished})
         rewarms = tuple(Rewarm(**rewarm) for rewarm in chosen["rewarms"])
         self.chosen = Chosen(chosen["rate"], chosen["batch"], rewarms)
 
@@ -94,12 +108,17 @@ class State:
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
 
-    def restore_own(self, part: Part, generators: bool) -> None:
-        """Take a worker's buffers and, if ``generators``, its random states."""
+    def restore_own(self, part: Part, generators: bool) -> bool:
+        """Take a worker's buffers and, if ``generators``, its random states; return whether it took those.
+
+        A part saved in a server mode holds none: there they are seeded before every gradient.
+        """
         load_tensors(dict(self.model.named_buffers()), part_of(part, "buffers").tensors)
-        if generators:
-            states = part_of(part, "generators")
-            restore_generators(states.tensors, states.values, self.device)
+        if not generators or "generators" not in part.values:
+            return False
+        states = part_of(part, "generators")
+        restore_generators(states.tensors, states.values, self.device)
+        return True
 
 
 def join(parts: Mapping[str, Part]) -> Part:

@@ -139,7 +139,16 @@ class UpdateHalf:
         self.gradient_norm: Tensor | None = None
 
     def __call__(self) -> None:
+        self.clip()
+        self.step()
+        self.clear()
+
+    def clip(self) -> None:
         if self._clip_norm is not None:
             self.gradient_norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+
+    def step(self) -> None:
         self._optimizer.step()
+
+    def clear(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -25,6 +25,18 @@ class Started:
     local: Callable[[], AbstractContextManager[None]]
 
 
+class Apply(Protocol):
+    """The second half of a step, whole or in its parts: clip the gradients, step, clear the gradients."""
+
+    def __call__(self) -> None: ...
+
+    def clip(self) -> None: ...
+
+    def step(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+
 class Coupling(Protocol):
     # Whether this worker writes the state that its whole group restores.
     writes: bool
@@ -35,7 +47,7 @@ class Coupling(Protocol):
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
         """Return what to minimise for a batch that holds ``share`` of the update's samples."""
 
-    def update(self, apply: Callable[[], None]) -> None:
+    def update(self, apply: Apply) -> None:
         """Bring the gradients together and see to it that they are applied; ``apply`` applies one's own."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:

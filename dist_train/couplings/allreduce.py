@@ -8,7 +8,7 @@ samples times the number of workers: equal shares give Goyal's 1/(kn), uneven on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config.schema import Parallel
-from dist_train.couplings import Started
+from dist_train.couplings import Apply, Started
 from dist_train.errors import ConfigError
 
 
@@ -82,7 +82,7 @@ class AllReduce:
         del predictions, batch
         return loss * (share * self._workers)
 
-    def update(self, apply: Callable[[], None]) -> None:
+    def update(self, apply: Apply) -> None:
         apply()
 
     def observe(self, metrics: Mapping[str, float]) -> None:

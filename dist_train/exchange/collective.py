@@ -21,6 +21,9 @@ class Collective(Protocol):
     def gather(self, values: Tensor) -> Tensor:
         """Return the workers' vectors of length n as rows of a (workers, n) tensor on the CPU."""
 
+    def tell(self, said: bytes) -> bytes:
+        """Return what worker 0 says, on every worker."""
+
     def barrier(self) -> None:
         """Return when all workers have come here."""
 
@@ -35,6 +38,9 @@ class Alone:
 
     def gather(self, values: Tensor) -> Tensor:
         return values.unsqueeze(0).cpu()
+
+    def tell(self, said: bytes) -> bytes:
+        return said
 
     def barrier(self) -> None:
         return None
@@ -55,6 +61,15 @@ class TorchCollective:
         rows = [torch.empty_like(values) for _ in range(self.workers)]
         dist.all_gather(rows, values)
         return torch.stack(rows).cpu()
+
+    def tell(self, said: bytes) -> bytes:
+        length = torch.tensor([len(said)])
+        dist.broadcast(length, 0)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if dist.get_rank() == 0:
+            content.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
+        dist.broadcast(content, 0)
+        return bytes(content.tolist())
 
     def barrier(self) -> None:
         dist.barrier()

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from dist_train.config import shape
 from dist_train.config.checking import show
-from dist_train.config.schema import Fraction, PositiveInt, Section
+from dist_train.config.section import Fraction, PositiveInt, Section
 from dist_train.models.imports import suggest
 
 

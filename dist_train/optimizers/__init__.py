@@ -23,9 +23,17 @@ def build(model: nn.Module, settings: schema.AnyOptimizer) -> torch.optim.Optimi
     Raises TrainingError if nothing is trainable.
     """
     groups = parameter_groups(model, settings)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    if not parameters:
+    if not groups:
         raise TrainingError("the model has no trainable parameters: check its requires_grad flags")
+    return over(groups, settings)
+
+
+def over(groups: list[dict[str, Any]], settings: schema.AnyOptimizer) -> torch.optim.Optimizer:
+    """Make the optimizer of ``groups`` as torch takes them, with the options of ``group_options``.
+
+    The step is fused where torch has a fused step for all of the tensors.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = _make(groups, settings, fuse=_can_fuse(parameters))
     if isinstance(settings, schema.SGD) and settings.momentum > 0:
         # The fused step cannot begin a buffer for a parameter that gets its first gradient late.
@@ -45,18 +53,22 @@ def parameter_groups(model: nn.Module, settings: schema.AnyOptimizer) -> list[di
                 continue
             is_weight = parameter.ndim > 1 and "bias" not in name and not isinstance(module, NORMS)
             (weights if is_weight else others)[parameter] = None
-    decay = settings.weight_decay
-    groups: list[dict[str, Any]] = [
-        {"name": "weights", "params": list(weights), "weight_decay": decay},
-        {
-            "name": "norm and bias",
-            "params": list(others),
-            "weight_decay": decay if settings.decay_norm_and_bias else 0.0,
-        },
+    options = group_options(settings)
+    groups = [
+        {"name": name, "params": list(members), **options[name]}
+        for name, members in (("weights", weights), ("norm and bias", others))
     ]
-    if isinstance(settings, schema.LARS):
-        groups[1]["adapt"] = False
     return [group for group in groups if group["params"]]
+
+
+def group_options(settings: schema.AnyOptimizer) -> dict[str, dict[str, Any]]:
+    """Return the options in which the two groups differ, by the group's name."""
+    decay = settings.weight_decay
+    weights: dict[str, Any] = {"weight_decay": decay}
+    others: dict[str, Any] = {"weight_decay": decay if settings.decay_norm_and_bias else 0.0}
+    if isinstance(settings, schema.LARS):
+        others["adapt"] = False
+    return {"weights": weights, "norm and bias": others}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float | None) -> None:
@@ -93,7 +105,7 @@ def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: boo
             return LARS(groups, **chosen)
 
 
-def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+def _can_fuse(parameters: list[Tensor]) -> bool:
     return all(
         parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point() for parameter in parameters
     )

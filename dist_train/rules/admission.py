@@ -4,22 +4,23 @@ Three settings make the modes: how many gradients an update takes (the quorum), 
 computed from an older version (counted or dropped), and how far the fastest member may be ahead of the
 slowest (the bound).
 
-    bulk-synchronous   quorum of all members                            (bounded with bound 0; backup with b = 0)
-    backup             quorum of N of N + b, late ones dropped          Chen et al. 2016, section 3
-    bounded            quorum of one, bound s at the read               Ho et al. 2013, section 3
-    asynchronous       quorum of one                                    Dean et al. 2012, section 4.1
-    softsync           quorum of c, nobody waits for the update         Zhang et al. 2015, section 3.1
+    bulk-synchronous   quorum of all members                          bounded with bound 0, backup with b = 0
+    backup             quorum of N of N + b, late ones dropped        Chen et al. 2016, section 3
+    bounded            quorum of one, bound s at the read             Ho et al. 2013, section 3
+    asynchronous       quorum of one                                  Dean et al. 2012, section 4.1
+    softsync           quorum of c, nobody waits for the update       Zhang et al. 2015, section 3.1
 
 A single-threaded state machine: it knows nothing of tensors, clocks or messages on their way.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dist_train.rules.messages import Push, Version
+from dist_train.rules.messages import FIRST, Push, Version
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Rule:
     drop_late: bool = False
     bound: int | None = None
     read_own: bool = True
+
+    @property
+    def reads_newest(self) -> bool:
+        """Whether members compute in rounds, each from the newest version and no older one."""
+        return self.drop_late or (self.read_own and self.quorum > 1)
 
 
 Verdict = Literal["counted", "repeated", "ended", "dropped", "refused", "void"]
@@ -53,15 +59,26 @@ class Contribution:
 
 @dataclass
 class Admission:
-    """``version`` is that of the last update decided on, whether or not it is applied yet."""
+    """``version`` is that of the last update decided on, whether or not it is applied yet.
+
+    ``gathered`` is the update in the making; ``waiting`` are gradients that came when it was full.
+    """
 
     rule: Rule
     members: int
-    version: Version = Version(0, 0)
+    version: Version = FIRST
     gathered: list[Contribution] = field(default_factory=list)
+    waiting: deque[Push] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._members = [_Member() for _ in range(self.members)]
+        self._next_rule = self.rule
+
+    def change(self, rule: Rule) -> None:
+        """Go by other settings, from the next update on that has no gradient yet."""
+        self._next_rule = rule
+        if not self.gathered:
+            self.rule = rule
 
     def join(self, member: int, incarnation: int) -> bool:
         """Let a process take a member's place; False when a later one already has.
@@ -100,28 +117,52 @@ class Admission:
         clocks = [self._members[other].clock for other in working if other != member]
         self._members[member].clock = max(self._members[member].clock, min(clocks, default=0))
 
-    def offer(self, push: Push) -> Verdict:
-        """Judge a gradient. ``repeated`` changes nothing: whoever asked first gets the answer for both."""
+    def offer(self, push: Push, rightful: bool = True) -> Verdict:
+        """Judge a gradient. ``repeated`` changes nothing: whoever asked first gets the answer for both.
+
+        ``rightful``: its samples are this member's to train on. A gradient that comes when the update is
+        full, though not yet decided on, is late; where late ones count, it is for the next update.
+        """
         heard = self.hear(push.member, push.incarnation, push.sequence)
         if heard != "new":
             return heard
-        if push.version.era != self.version.era:
+        if push.version.era != self.version.era or not rightful:
             return "void"
         if not push.finite:
             return "refused"
-        staleness = self.version.number - push.version.number
-        if self.rule.drop_late and staleness > 0:
+        if self.rule.drop_late and (self._staleness(push) > 0 or self._is_full):
             return "dropped"
         self._members[push.member].clock += 1
-        self.gathered.append(Contribution(push, staleness))
+        if self._is_full:
+            self.waiting.append(push)
+        else:
+            self.gathered.append(Contribution(push, self._staleness(push)))
         return "counted"
+
+    @property
+    def pushes(self) -> list[Push]:
+        """The gradients that count and are in no update yet, in the order of arrival."""
+        return [*(each.push for each in self.gathered), *self.waiting]
+
+    def update_of(self, push: Push) -> Version:
+        """Return the update that one of ``pushes`` is to be in."""
+        return Version(
+            self.version.era, self.version.number + 1 + self.pushes.index(push) // self.rule.quorum
+        )
+
+    def _staleness(self, push: Push) -> int:
+        return self.version.number - push.version.number
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.gathered) >= self.rule.quorum
 
     def complete(self, working: Collection[int]) -> bool:
         """Say whether an update is due. ``working`` are the members with work in hand.
 
         The quorum follows them: nobody waits for a member that is gone or has no data left.
         """
-        if len(self.gathered) >= self.rule.quorum:
+        if self._is_full:
             return True
         return bool(self.gathered) and not any(self._may_still_add(member) for member in working)
 
@@ -130,10 +171,24 @@ class Admission:
         return self._members[member].live and not (inside and self.rule.read_own)
 
     def decide(self) -> tuple[Contribution, ...]:
-        """Close the update and return what is in it, in the order of arrival."""
+        """Close the update and return what is in it, in the order of arrival.
+
+        What came meanwhile is gathered for the next one.
+        """
         taken, self.gathered = tuple(self.gathered), []
         self.version = Version(self.version.era, self.version.number + 1)
+        self.rule = self._next_rule
+        while self.waiting and not self._is_full:
+            push = self.waiting.popleft()
+            self.gathered.append(Contribution(push, self._staleness(push)))
         return taken
+
+    def abandon(self) -> list[Push]:
+        """Leave the update in the making, and return the gradients that will be in none."""
+        lost = self.pushes
+        self.gathered, self.rule = [], self._next_rule
+        self.waiting.clear()
+        return lost
 
     def may_read(self, member: int, working: Collection[int]) -> bool:
         """Say whether the bound lets a member begin its next gradient.
@@ -151,7 +206,7 @@ class Admission:
     def roll_back(self, number: int) -> None:
         """Go back to an earlier version in a new era: gradients of the lost one are void."""
         self.version = Version(self.version.era + 1, number)
-        self.gathered = []
+        self.abandon()
 
     def incarnation(self, member: int) -> int:
         return self._members[member].incarnation

@@ -7,18 +7,31 @@ gradient; a late, refused or lost one goes back to the front of the queue, so th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dist_train.rules.messages import Lease
-from dist_train.rules.sampling import Cursor, LastBatch, Position, Run, advance, draw, split
+from dist_train.rules.sampling import (
+    Cursor,
+    LastBatch,
+    Position,
+    Run,
+    advance,
+    draw,
+    samples_in,
+    section,
+    split,
+)
+
+BEGINNING = Position(0, 0)
 
 
 @dataclass(frozen=True)
 class Deck:
     """The order of samples that leases are cut from: ``batch`` samples make an update of ``parts`` leases.
 
-    ``in_step``: no lease of an epoch is dealt before the last of the epoch before is trained.
+    ``in_step``: no lease of an epoch is dealt before the last of the epoch before is trained, and none at all
+    before what an earlier run left unfinished.
     """
 
     size: int
@@ -36,7 +49,7 @@ class Dealer:
         self,
         deck: Deck,
         may_draw: Callable[[Position, int], bool],
-        position: Position = Position(0, 0),
+        position: Position = BEGINNING,
         unfinished: Iterable[Run] = (),
         trained: int = 0,
     ) -> None:
@@ -44,7 +57,7 @@ class Dealer:
         self.may_draw = may_draw
         self.position = position
         self.trained = trained
-        self._number = 0
+        self._number = self._last_unfinished = 0
         self._queue: deque[Lease] = deque()
         self._out: dict[int, tuple[int, Lease]] = {}
         self._refill(unfinished)
@@ -79,6 +92,10 @@ class Dealer:
         held = self._out.get(number)
         return None if held is None else held[1]
 
+    def count_of(self, number: int) -> int:
+        """Return how many samples a lease has that is out; KeyError when it is not."""
+        return self._out[number][1].count
+
     def finish(self, number: int) -> Lease:
         """Take note that an update holds the lease's gradient."""
         _, lease = self._out.pop(number)
@@ -108,10 +125,14 @@ class Dealer:
     @property
     def exhausted(self) -> bool:
         """Whether nothing is out, queued, or still to be drawn."""
-        return not self._out and not self._queue and not self._may_draw()
+        return self.exhausted_after(())
+
+    def exhausted_after(self, numbers: Iterable[int]) -> bool:
+        """Say whether nothing will be left once these leases are finished."""
+        return self._out.keys() <= set(numbers) and not self._queue and not self._may_draw()
 
     def restart(self, position: Position, unfinished: Iterable[Run], trained: int) -> None:
-        """Begin again from an earlier position: all leases are withdrawn, and their numbers never used again."""
+        """Begin again from an earlier position. Leases are withdrawn, and their numbers never used again."""
         self._queue.clear()
         self._out.clear()
         self.position, self.trained = position, trained
@@ -128,27 +149,34 @@ class Dealer:
             return None
         deck = self.deck
         (run,) = draw(Cursor(self.position), deck.size, deck.batch, deck.last_batch).runs
-        if deck.in_step and any(lease.epoch != run.epoch for _, lease in self._out.values()):
+        if deck.in_step and any(self._comes_before(lease, run) for _, lease in self._out.values()):
             return None
         return run
+
+    def _comes_before(self, lease: Lease, run: Run) -> bool:
+        return lease.epoch != run.epoch or lease.number <= self._last_unfinished
 
     def _draw(self) -> None:
         run = self._next_run()
         if run is not None:
             deck = self.deck
-            self._cut(run, deck.parts)
+            self._cut([run])
             self.position = advance(Cursor(self.position), deck.size, deck.batch, deck.last_batch).position
 
     def _refill(self, unfinished: Iterable[Run]) -> None:
-        share = max(1, -(-self.deck.batch // self.deck.parts))
-        for run in unfinished:
-            self._cut(run, -(-run.count // share))
+        """Queue what was left, in the same updates as any other mode would make of it."""
+        runs = tuple(unfinished)
+        while runs:
+            self._cut(section(runs, range(self.deck.batch)))
+            runs = section(runs, range(self.deck.batch, samples_in(runs)))
+        self._last_unfinished = self._number
 
-    def _cut(self, run: Run, parts: int) -> None:
-        for piece in split(run.count, parts):
-            if piece:
+    def _cut(self, runs: Sequence[Run]) -> None:
+        """Queue an update's samples, in as many near-equal leases as it takes gradients."""
+        for part in split(samples_in(runs), self.deck.parts):
+            for piece in section(runs, part):
                 self._number += 1
-                self._queue.append(Lease(self._number, run.epoch, run.offset + piece.start, len(piece)))
+                self._queue.append(Lease(self._number, piece.epoch, piece.offset, piece.count))
 
 
 def merged(runs: Iterable[Run]) -> tuple[Run, ...]:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 # In the order in which a step passes through them; waiting for the group's gradients is part of backward.
-PHASES = ("starting", "data", "forward", "backward", "update", "validating", "saving", "finishing")
+PHASES = ("starting", "data", "forward", "backward", "update", "validating", "saving", "finishing", "waiting")
+# For a parameter server to answer, or for something to do: as long as it takes.
+PATIENT = "waiting"
 
 # A phase may take this many times the longest it ever took.
 TIMES_LONGEST = 20.0
@@ -108,6 +111,8 @@ def _longest_silence(beat: Beat, limits: Limits) -> float:
 
 
 def _longest_phase(beat: Beat, limits: Limits) -> float:
+    if beat.phase == PATIENT:
+        return inf
     if beat.phase == "starting":
         return limits.start_timeout_s
     if beat.longest == 0.0:

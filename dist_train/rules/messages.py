@@ -19,6 +19,9 @@ class Version(NamedTuple):
     number: int
 
 
+FIRST = Version(0, 0)
+
+
 @dataclass(frozen=True)
 class Lease:
     """A piece of work: ``count`` places of an epoch's permutation from ``offset`` on. ``number`` names it."""
@@ -90,8 +93,9 @@ class Reply:
     """What became of a push, and what to do next.
 
     ``counted``: it is in, or will be in the next update. ``dropped``: it came late. ``refused``: not finite.
-    ``void``: its lease was withdrawn by a loss of updates. ``ended``: another process has taken this
-    member's place. Read at least ``version`` before going on; ``forget`` the leases held so far.
+    ``void``: its lease was withdrawn by a loss of updates, or training is over. ``ended``: another process
+    has taken this member's place. Read at least ``version`` before going on; ``forget`` the leases held so
+    far.
     """
 
     outcome: Outcome

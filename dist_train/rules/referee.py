@@ -7,23 +7,9 @@ in-process twin and a replay. It has no clock and holds no tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from dist_train.rules.admission import Admission, Contribution, Rule
-from dist_train.rules.dealing import Dealer, Deck
-from dist_train.rules.decisions import (
-    Action,
-    Answer,
-    Fail,
-    Milestone,
-    Replace,
-    Returned,
-    Step,
-    Take,
-    Validated,
-    Waiting,
-)
+from dist_train.rules.admission import Admission
+from dist_train.rules.dealing import Dealer
+from dist_train.rules.decisions import Action, Answer, Milestone, Returned, Step, Validated
 from dist_train.rules.messages import (
     Lease,
     Measured,
@@ -34,103 +20,68 @@ from dist_train.rules.messages import (
     Version,
     Work,
 )
+from dist_train.rules.refusals import Refusals
 from dist_train.rules.sampling import Position, Run
-from dist_train.rules.timetable import Due, Timetable
+from dist_train.rules.seats import Seat, Seats
+from dist_train.rules.terms import Start, Terms
+from dist_train.rules.timetable import Due
 from dist_train.rules.validating import ValidationJob
 
-# Refused gradients in a row, from one member or for each member, before giving up on it or on the run.
-REFUSALS = 3
+__all__ = ["Referee", "Start", "Terms"]
 
-
-@dataclass(frozen=True)
-class Terms:
-    """What a run agrees on at its start.
-
-    ``rate_at(samples)`` is the learning rate (and momentum, if it moves) once ``samples`` are trained;
-    ``finished(updates, samples, position)`` ends training; ``own_steps`` are the steps that a member makes by
-    itself for one push, each at ``own_rate`` times the rate; ``outer_rate`` replaces the rate of the server's
-    optimizer; ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015).
-    """
-
-    rule: Rule
-    deck: Deck
-    timetable: Timetable
-    epoch_samples: int
-    rate_at: Callable[[int], tuple[float, float | None]]
-    finished: Callable[[int, int, Position], bool]
-    own_steps: int = 0
-    own_rate: float = 1.0
-    outer_rate: float | None = None
-    inverse: bool = False
-    snapshot_every: int = 0
-
-
-@dataclass
-class _Seat:
-    """A member that waits for an answer."""
-
-    incarnation: int
-    sequence: int
-    outcome: Outcome
-    needs: Version
-    # Whether its buffer may be used again.
-    taken: bool = True
-    waited_for: Waiting = "work"
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins or goes on from."""
-
-    updates: int = 0
-    samples: int = 0
-    position: Position = Position(0, 0)
-    unfinished: tuple[Run, ...] = ()
-    owes_validation: bool = False
+_FROM_THE_BEGINNING = Start()
 
 
 class Referee:
-    def __init__(self, terms: Terms, members: int, start: Start = Start()) -> None:
+    """Every verb may come at any time, and twice; what members and shards do with its answers is in order."""
+
+    def __init__(self, terms: Terms, members: int, start: Start = _FROM_THE_BEGINNING) -> None:
         self.terms = terms
         self.admission = Admission(terms.rule, members, Version(0, start.updates))
         self.dealer = Dealer(terms.deck, self._goes_on, start.position, start.unfinished, start.samples)
         self.samples = start.samples
         self.published = self.admission.version
         self.validation: ValidationJob | None = None
-        self.finished = False
+        self.finished = self.terms.ends_at(start.updates) or self.dealer.exhausted
         self.stopped = False
         self._members = members
         self._jobs = 0
-        self._seats: dict[int, _Seat] = {}
+        self._seats = Seats()
         self._ahead = [1] * members
         self._open = False
-        self._refusals = [0] * members
-        self._refused_in_a_row = 0
+        self._refusals = Refusals(members)
         self._forget: set[int] = set()
-        self._holding = start.owes_validation
-        self._notice_the_end()
+        # The version that the shards are to hold for a validation, until they do.
+        self._awaited = start.updates if start.owes_validation or self.finished else None
 
     # -- who is there ----------------------------------------------------------------------------------
 
     def join(self, member: int, incarnation: int, ahead: int = 1) -> list[Action]:
         """Let a process take a member's place; ``ahead`` leases keep it busy. The first answer follows."""
         actions: list[Action] = []
-        if self.admission.is_live(member) and incarnation > self.admission.incarnation(member):
-            actions += self._vacate(member)
+        if self.admission.is_live(member):
+            if incarnation == self.admission.incarnation(member):
+                return []
+            if incarnation > self.admission.incarnation(member):
+                actions += self._vacate(member)
         if not self.admission.join(member, incarnation):
-            return [*actions, self._ended(member, incarnation, 0)]
+            return [self._ended(member, incarnation, 0)]
         self._ahead[member] = ahead
-        self._seats[member] = _Seat(incarnation, 0, "welcome", self.published)
+        self._refusals.forgive(member)
+        needs = self.admission.version
+        if self.admission.rule.read_own and any(push.member == member for push in self.admission.pushes):
+            # Its predecessor's gradient is in: no update takes two of one member.
+            needs = Version(needs.era, needs.number + 1)
+        self._seats.take(member, Seat(incarnation, 0, "welcome", needs))
         return [*actions, *self._go_on()]
 
     def open(self) -> list[Action]:
         """Begin to deal; called once all members are there, or once the others should wait no longer."""
+        if self._open:
+            return []
         self._open = True
-        actions: list[Action] = []
-        if self._holding or self.finished:
-            self._holding = True
-            actions.append(self._milestone(hold=True))
-        return [*actions, *self._go_on()]
+        held = [self._milestone(hold=True)] if self._awaited is not None else []
+        return [*held, *self._go_on()]
 
     def leave(self, member: int, incarnation: int) -> list[Action]:
         """Take note that a process is gone: what it had in hand is dealt again."""
@@ -141,104 +92,81 @@ class Referee:
         return [*actions, *self._go_on()]
 
     def _vacate(self, member: int) -> list[Action]:
-        self._seats.pop(member, None)
+        self._seats.vacate(member)
         if self.validation is not None:
             self.validation.lost(member)
-        incarnation = self.admission.incarnation(member)
-        inside = [each.push.lease for each in self.admission.gathered if each.push.member == member]
+        incarnation, version = self.admission.incarnation(member), self.admission.version
         return [
-            Returned(member, incarnation, "ended", self.admission.version, None, _run(lease))
-            for lease in self.dealer.take_back_from(member, but=inside)
+            Returned(member, incarnation, "ended", version, None, _run(lease))
+            for lease in self.dealer.take_back_from(member, but=self._inside)
         ]
 
     # -- gradients -------------------------------------------------------------------------------------
 
     def push(self, push: Push) -> list[Action]:
         """Judge a gradient."""
-        verdict = self.admission.offer(push)
+        over = self.stopped or self.finished
+        held = self.dealer.holds(push.member, push.lease) and push.lease not in self._inside
+        verdict = self.admission.offer(push, rightful=held and not over)
         if verdict == "repeated":
             return []
         if verdict == "ended":
             return [self._ended(push.member, push.incarnation, push.sequence)]
-        if verdict == "counted" and (
-            self.stopped or self.finished or not self.dealer.holds(push.member, push.lease)
-        ):
-            self.admission.gathered.pop()
-            verdict = "void"
-        self._seats[push.member] = self._seat(push, verdict)
-        actions = [self._take(push)] if verdict == "counted" else self._turn_away(push, verdict)
+        self._seats.take(push.member, self._seat(push, verdict))
+        actions = self._counted(push) if verdict == "counted" else self._turned_away(push, verdict)
         return [*actions, *self._go_on()]
 
-    def _seat(self, push: Push, outcome: Outcome) -> _Seat:
-        era, number = self.admission.version
-        needs, taken = self.published, True
+    def _seat(self, push: Push, outcome: Outcome) -> Seat:
+        seat = Seat(push.incarnation, push.sequence, outcome, self.published)
         if outcome == "dropped":
-            needs = self.admission.version
-        elif outcome == "counted" and self.terms.rule.read_own:
-            needs = Version(era, number + 1)
+            # One that found the update full is late for it, though it is not decided on yet.
+            full = push.version == self.admission.version
+            seat.needs = Version(push.version.era, self.admission.version.number + full)
         elif outcome == "counted":
-            taken = False
-        return _Seat(push.incarnation, push.sequence, outcome, needs, taken)
+            seat.gradient, seat.update = push, self.admission.update_of(push)
+            if self.admission.rule.read_own:
+                seat.needs = seat.update
+            else:
+                seat.untaken = True
+        return seat
 
-    def _take(self, push: Push) -> Action:
-        self._refusals[push.member] = self._refused_in_a_row = 0
-        staleness = self.admission.gathered[-1].staleness
-        weight = push.samples / max(1, staleness) if self.terms.inverse else float(push.samples)
-        alone = self.terms.rule.quorum == 1
-        return Take(push, weight, alone)
+    def _counted(self, push: Push) -> list[Action]:
+        self._refusals.counted(push.member)
+        gathered = self.admission.gathered[-1]
+        return [self.terms.take(gathered, self.admission.rule)] if gathered.push is push else []
 
-    def _turn_away(self, push: Push, outcome: Outcome) -> list[Action]:
-        actions: list[Action] = []
-        lease = self.dealer.lease(push.lease)
-        if lease is not None and outcome != "void":
-            self.dealer.take_back(push.lease)
-            actions.append(
-                Returned(
-                    push.member, push.incarnation, outcome, self.admission.version, push.version, _run(lease)
-                )
-            )
-        if outcome == "refused":
-            actions += self._strike(push)
-        return actions
-
-    def _strike(self, push: Push) -> list[Action]:
-        self._refusals[push.member] += 1
-        self._refused_in_a_row += 1
-        if self._refused_in_a_row >= REFUSALS * max(1, len(self.admission.live)):
-            return [
-                Fail(
-                    f"{self._refused_in_a_row} gradients in a row hold NaN or infinity, by step "
-                    f"{self.admission.version.number}; lower optimizer.lr, lengthen schedule.warmup or set "
-                    "train.clip_norm. The last checkpoint is kept"
-                )
-            ]
-        if self._refusals[push.member] >= REFUSALS and len(self.admission.live) > 1:
-            self._refusals[push.member] = 0
-            why = f"{REFUSALS} gradients in a row hold NaN or infinity while the others' do not"
-            return [Replace(push.member, push.incarnation, why)]
-        return []
+    def _turned_away(self, push: Push, outcome: Outcome) -> list[Action]:
+        if outcome == "void":
+            return []
+        version, lease = self.admission.version, self.dealer.take_back(push.lease)
+        returned = Returned(push.member, push.incarnation, outcome, version, push.version, _run(lease))
+        if outcome == "dropped":
+            return [returned]
+        return [returned, *self._refusals.refused(push, len(self.admission.live), version.number)]
 
     # -- what shards and members report ----------------------------------------------------------------
 
     def taken(self, push: Push) -> list[Action]:
         """Take note that every shard has added a gradient: its memory may be used again."""
-        seat = self._seats.get(push.member)
-        if seat is not None and (seat.incarnation, seat.sequence) == (push.incarnation, push.sequence):
-            seat.taken = True
+        self._seats.taken(push)
         return self._go_on()
 
     def applied(self, version: Version) -> list[Action]:
         """Take note that every shard has published ``version``."""
         if version.era == self.admission.version.era:
-            self.published = version
+            self.published = max(self.published, version)
         return self._go_on()
 
     def held(self, step: int) -> list[Action]:
         """Take note that the version of ``step`` is held for a validation: its parts can be dealt."""
-        self._jobs += 1
-        self._holding = False
-        self.validation = ValidationJob(self._jobs, step, self._members)
+        if step == self._awaited:
+            self._begin_validation(step)
         return self._go_on()
+
+    def _begin_validation(self, step: int) -> None:
+        self._jobs += 1
+        self._awaited = None
+        self.validation = ValidationJob(self._jobs, step, self._members)
 
     def measured(self, measured: Measured) -> list[Action]:
         """Take a member's part of a validation; it then waits for an answer as after a push."""
@@ -248,7 +176,7 @@ class Referee:
             return []
         if heard == "ended":
             return [self._ended(member, incarnation, sequence)]
-        self._seats[member] = _Seat(incarnation, sequence, "counted", self.published)
+        self._seats.come_back(member, incarnation, sequence, self.published)
         self.admission.catch_up(member, self._able)
         actions: list[Action] = []
         job = self.validation
@@ -259,41 +187,65 @@ class Referee:
                 self.validation = None
         return [*actions, *self._go_on()]
 
+    # -- what changes the course -----------------------------------------------------------------------
+
     @property
     def owes_validation(self) -> bool:
         """Whether a validation was due and has not come to its end."""
-        return self._holding or self.validation is not None
+        return self._awaited is not None or self.validation is not None
 
     def stop(self) -> list[Action]:
         """Let nobody begin anything new: training is to be interrupted here."""
         self.stopped = True
-        self.admission.gathered = []
+        self._abandon()
         return self._go_on()
 
     def change(self, terms: Terms) -> list[Action]:
-        """Go on under other terms, such as another number of backup workers."""
-        self.terms = terms
-        self.admission.rule, self.dealer.deck = terms.rule, terms.deck
+        """Go on under other terms, such as another number of backup workers.
+
+        The update in the making, if it has a gradient, is still completed by the rule it was begun under.
+        """
+        self.terms, self.dealer.deck = terms, terms.deck
+        self.admission.change(terms.rule)
         return self._go_on()
 
     def roll_back(self, to: Start) -> list[Action]:
-        """Go back to the state of an earlier update, whose later ones are lost with a shard."""
+        """Go back to the state of an earlier update, whose later ones are lost with a shard.
+
+        Call it once the shards hold that state, and pass on no report of what they did before. The version
+        held for a validation is not lost; one that all were not yet known to hold is held again.
+        """
+        self._abandon()
         self.admission.roll_back(to.updates)
         self.published = self.admission.version
-        self.samples, self.finished = to.samples, False
+        self._seats.roll_back(self.published)
+        self.samples = to.samples
         self.dealer.restart(to.position, to.unfinished, to.samples)
+        self.finished = self.terms.ends_at(to.updates) or self.dealer.exhausted
         self._forget = set(self.admission.live)
-        for seat in self._seats.values():
-            seat.needs = self.published
-        if self.validation is not None and self.validation.step > to.updates:
+        return [*self._validation_after_loss(to.updates), *self._go_on()]
+
+    def _validation_after_loss(self, updates: int) -> list[Action]:
+        if self.validation is not None and self.validation.step > updates:
             self.validation = None
-        return self._go_on()
+        if self._awaited is None:
+            return []
+        if self._awaited < updates:
+            # The state gone back to was saved after that version was held.
+            self._begin_validation(self._awaited)
+        elif self._awaited > updates:
+            self._awaited = None
+        return [self._milestone(hold=True)] if self._awaited is not None and self._open else []
+
+    def _abandon(self) -> None:
+        """Let go of the gradients that will be in no update."""
+        self._seats.lose(self.admission.abandon(), self.admission.version)
 
     # -- going on --------------------------------------------------------------------------------------
 
     def _go_on(self) -> list[Action]:
         """Decide the updates that are due, then answer everybody who need wait no longer."""
-        if not self._open:
+        if not self._open and not self.stopped:
             return []
         actions: list[Action] = []
         while not self._paused and self.admission.complete(self._able):
@@ -303,46 +255,35 @@ class Referee:
     @property
     def _paused(self) -> bool:
         """Only one version is held at a time: the next due validation waits for the one before."""
-        if self.stopped or self.finished:
-            return True
-        count = sum(each.push.samples for each in self.admission.gathered)
-        return self.owes_validation and self._due(1, count).validation
+        return self.stopped or self.finished or (self.owes_validation and self._coming().validation)
 
     def _decide(self) -> list[Action]:
+        due = self._coming()
         taken = self.admission.decide()
-        before = self.samples
-        rate, momentum = self._rate(taken)
-        self.samples += sum(self.dealer.finish(each.push.lease).count for each in taken)
-        self._notice_the_end()
-        count = self.samples - before
-        step = Step(self.admission.version, rate, momentum, taken, count)
-        self.samples = before
-        due = self._due(0, count)
+        version = self.admission.version
+        rate, momentum = self.terms.rate(self.samples, taken)
+        count = sum(self.dealer.finish(each.push.lease).count for each in taken)
         self.samples += count
-        self._holding = self._holding or due.validation
+        actions: list[Action] = [Step(version, rate, momentum, taken, count)]
+        self.finished = self.terms.ends_at(version.number) or self.dealer.exhausted
+        if self.finished:
+            self._abandon()
+        if due.validation:
+            self._awaited = version.number
         every = self.terms.snapshot_every
-        snapshot = bool(every) and self.admission.version.number % every == 0
-        if not (due.log or due.validation or due.checkpoint or snapshot):
-            return [step]
-        return [step, self._milestone(due.log, due.validation, due.checkpoint, snapshot)]
+        snapshot = bool(every) and version.number % every == 0
+        if due.log or due.validation or due.checkpoint or snapshot:
+            actions.append(self._milestone(due.log, due.validation, due.checkpoint, snapshot))
+        gathered, rule = self.admission.gathered, self.admission.rule
+        return [*actions, *(self.terms.take(each, rule) for each in gathered)]
 
-    def _rate(self, taken: tuple[Contribution, ...]) -> tuple[float, float | None]:
-        if self.terms.outer_rate is not None:
-            return self.terms.outer_rate, None
-        rate, momentum = self.terms.rate_at(self.samples)
-        if self.terms.inverse:
-            whole = sum(each.push.samples for each in taken)
-            rate *= sum(each.push.samples / max(1, each.staleness) for each in taken) / whole
-        return rate, momentum
-
-    def _due(self, updates: int, count: int) -> Due:
-        """Say what is due some updates and samples from here; an epoch ends when its samples add up."""
-        epoch, after = self.terms.epoch_samples, self.samples + count
-        crossed = after // epoch > self.samples // epoch
-        number = self.admission.version.number + updates
-        return self.terms.timetable.after(
-            number, Position(after // epoch, 0 if crossed else 1), self.finished
-        )
+    def _coming(self) -> Due:
+        """Say what is due after the update in the making."""
+        number = self.admission.version.number + 1
+        leases = [each.push.lease for each in self.admission.gathered]
+        after = self.samples + sum(self.dealer.count_of(lease) for lease in leases)
+        ends = self.terms.ends_at(number) or self.dealer.exhausted_after(leases)
+        return self.terms.due(number, self.samples, after, ends)
 
     def _milestone(
         self, log: bool = False, hold: bool = False, save: bool = False, snapshot: bool = False
@@ -353,52 +294,65 @@ class Referee:
     def _goes_on(self, position: Position, samples: int) -> bool:
         return not self.terms.finished(self.admission.version.number, samples, position)
 
-    def _notice_the_end(self) -> None:
-        # A length in updates ends training at once; what is still out is then left over.
-        enough = self.terms.finished(self.admission.version.number, 0, Position(0, 0))
-        self.finished = enough or (self.dealer.exhausted and not self.admission.gathered)
+    @property
+    def _inside(self) -> set[int]:
+        """The leases whose gradients count, and are in no update yet."""
+        return {push.lease for push in self.admission.pushes}
 
     @property
     def _able(self) -> set[int]:
         """The members that may still bring a gradient."""
-        inside = {each.push.lease for each in self.admission.gathered}
+        inside = self._inside
         able = {holder for number, holder in self.dealer.holders() if number not in inside}
         if self.dealer.can_deal:
-            able |= set(self._seats)
+            able.update(self._seats.members)
             able |= self.validation.members if self.validation is not None else set()
         return {member for member in able if self.admission.is_live(member)}
+
+    # -- answers ---------------------------------------------------------------------------------------
 
     def _answers(self) -> list[Action]:
         """Answer whoever need wait no longer; leases are dealt round by round, so all get a share."""
         answers: list[Action] = []
         ready: list[int] = []
-        for member, seat in sorted(self._seats.items()):
-            if self.stopped or (self._may_go_on(member, seat) and self.finished and not self.owes_validation):
+        over = self.finished and not self.owes_validation
+        for member in self._seats.members:
+            goes_on = self._may_go_on(self._seats[member])
+            if self.stopped or (over and goes_on):
                 answers.append(self._reply(member, stop=True))
-            elif self._may_go_on(member, seat):
-                part = self.validation.deal(member) if self.validation is not None else None
-                if part is not None:
-                    answers.append(self._reply(member, validation=part))
-                elif not self.finished and self._may_read(member, seat):
-                    ready.append(member)
+            elif (goes_on or self._held_up) and (part := self._part(member)):
+                answers.append(self._reply(member, validation=part))
+            elif goes_on and not self.finished and self._may_read(member):
+                ready.append(member)
         work = self._dealt(ready)
         return [*answers, *(self._reply(member, work=work[member]) for member in ready if member in work)]
 
-    def _may_go_on(self, member: int, seat: _Seat) -> bool:
-        if self.published >= seat.needs and seat.taken:
+    def _may_go_on(self, seat: Seat) -> bool:
+        needs, newest = seat.needs, self.admission.version
+        if self.admission.rule.reads_newest:
+            needs = max(needs, newest)
+        if self.published >= needs and not seat.untaken:
             return True
-        seat.waited_for = "server" if self.admission.version >= seat.needs else "quorum"
+        seat.waited_for = "server" if newest >= needs else "quorum"
         return False
 
-    def _may_read(self, member: int, seat: _Seat) -> bool:
+    @property
+    def _held_up(self) -> bool:
+        """Whether updates wait for a validation, so that those who wait for updates must measure it."""
+        return self.validation is not None and self._paused and self.admission.complete(self._able)
+
+    def _part(self, member: int) -> ValidationPart | None:
+        return self.validation.deal(member) if self.validation is not None else None
+
+    def _may_read(self, member: int) -> bool:
         if self.admission.may_read(member, self._able):
             return True
-        seat.waited_for = "bound"
+        self._seats[member].waited_for = "bound"
         return False
 
     def _dealt(self, ready: list[int]) -> dict[int, tuple[Work, ...]]:
         """Deal to those who are ready; a member with nothing in hand and nothing dealt is left out."""
-        inside = {each.push.lease for each in self.admission.gathered}
+        inside = self._inside
         in_hand = {
             member: sum(1 for lease in self.dealer.held_by(member) if lease.number not in inside)
             for member in ready
@@ -407,16 +361,8 @@ class Referee:
         for turn in range(max((self._ahead[member] for member in ready), default=0)):
             for member in ready:
                 if in_hand[member] <= turn < self._ahead[member] and (lease := self.dealer.deal(member)):
-                    dealt[member].append(self._work(lease))
+                    dealt[member].append(self.terms.work(lease, self.samples))
         return {member: tuple(work) for member, work in dealt.items() if work or in_hand[member]}
-
-    def _work(self, lease: Lease) -> Work:
-        steps, terms = self.terms.own_steps, self.terms
-        rates = (
-            terms.rate_at(self.samples + lease.count * terms.rule.quorum * step // steps)[0]
-            for step in range(steps)
-        )
-        return Work(lease, tuple(rate * terms.own_rate for rate in rates))
 
     def _reply(
         self,
@@ -425,7 +371,7 @@ class Referee:
         validation: ValidationPart | None = None,
         stop: bool = False,
     ) -> Answer:
-        seat = self._seats.pop(member)
+        seat = self._seats.leave(member, to_measure=validation is not None)
         forget = member in self._forget
         self._forget.discard(member)
         reply = Reply(seat.outcome, self.published, work, validation, stop, forget)

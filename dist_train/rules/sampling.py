@@ -2,11 +2,13 @@
 
 One shuffle of the whole set per epoch, cut into disjoint parts (Goyal et al. 2017, remark 4). The order
 depends on the seed and the epoch alone, never on the number of workers, so that training can go on with
-another number of them and neither skip nor repeat a sample.
+another number of them and neither skip nor repeat a sample. What was dealt and not trained is carried along
+as runs of places, and comes first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
@@ -21,35 +23,85 @@ _WORD = 2**64
 
 @dataclass(frozen=True)
 class Position:
-    """How far training has come: ``offset`` samples of ``epoch`` are consumed."""
+    """How far the data are dealt: the first ``offset`` places of ``epoch``, and all earlier epochs."""
 
     epoch: int
     offset: int
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The samples of one update: ``count`` places of the epoch's permutation, from ``start.offset`` on."""
+class Run:
+    """``count`` places of the permutation of ``epoch``, from ``offset`` on."""
 
-    start: Position
+    epoch: int
+    offset: int
     count: int
 
 
-def draw(position: Position, size: int, batch: int, last_batch: LastBatch) -> Draw:
+@dataclass(frozen=True)
+class Cursor:
+    """Where training goes on in the data.
+
+    ``position`` is the next place that was never dealt; ``unfinished`` are runs before it that were dealt
+    and not trained. They come first.
+    """
+
+    position: Position
+    unfinished: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of one update: runs laid end to end."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def count(self) -> int:
+        return samples_in(self.runs)
+
+
+def draw(cursor: Cursor, size: int, batch: int, last_batch: LastBatch) -> Draw:
     """Return what the next update takes from a set of ``size`` samples in updates of ``batch``.
 
-    An epoch's last update takes what is left; with "drop" what does not fill a batch is left out.
-    Raises ValueError if no update could ever be made.
+    Unfinished runs come first, in their order, and no update holds both them and fresh samples; the last
+    of these updates takes what is left. So does an epoch's last update; with "drop" what does not fill a
+    batch of an epoch is left out. Raises ValueError if no update could ever be made.
     """
-    start = _normalised(position, size, batch, last_batch)
-    return Draw(start, min(batch, size - start.offset))
+    start = _normalised(cursor.position, size, batch, last_batch)
+    if cursor.unfinished:
+        return Draw(section(cursor.unfinished, range(batch)))
+    return Draw((Run(start.epoch, start.offset, min(batch, size - start.offset)),))
 
 
-def advance(position: Position, size: int, batch: int, last_batch: LastBatch) -> Position:
-    """Return the position after the next update; the end of an epoch is the start of the next."""
-    taken = draw(position, size, batch, last_batch)
-    after = Position(taken.start.epoch, taken.start.offset + taken.count)
-    return _normalised(after, size, batch, last_batch)
+def advance(cursor: Cursor, size: int, batch: int, last_batch: LastBatch) -> Cursor:
+    """Return the cursor after the next update; the end of an epoch is the start of the next."""
+    start = _normalised(cursor.position, size, batch, last_batch)
+    if cursor.unfinished:
+        return Cursor(start, section(cursor.unfinished, range(batch, samples_in(cursor.unfinished))))
+    after = Position(start.epoch, start.offset + min(batch, size - start.offset))
+    return Cursor(_normalised(after, size, batch, last_batch))
+
+
+def samples_in(runs: Iterable[Run]) -> int:
+    """Return how many samples the runs hold."""
+    return sum(run.count for run in runs)
+
+
+def section(runs: Iterable[Run], places: range) -> tuple[Run, ...]:
+    """Cut ``places`` out of the runs laid end to end; there is nothing beyond their end."""
+    pieces, end = [], 0
+    for run in runs:
+        start, end = end, end + run.count
+        first, last = max(start, places.start), min(end, places.stop)
+        if first < last:
+            pieces.append(Run(run.epoch, run.offset + first - start, last - first))
+    return tuple(pieces)
+
+
+def parts_of(run: Run, parts: int) -> tuple[Run, ...]:
+    """Cut a run into at most ``parts`` near-equal ones, the larger first; none is empty."""
+    return tuple(piece for part in split(run.count, parts) for piece in section([run], part))
 
 
 def updates_per_epoch(size: int, batch: int, last_batch: LastBatch) -> int:

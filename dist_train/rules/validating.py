@@ -47,10 +47,6 @@ class ValidationJob:
         return set(self._out)
 
     @property
-    def waits_for_somebody(self) -> bool:
-        return bool(self._todo)
-
-    @property
     def done(self) -> bool:
         return len(self._sums) == self.parts
 
@@ -58,4 +54,6 @@ class ValidationJob:
         """Return the means over the whole set, summed in the order of parts whoever measured them."""
         parts = [self._sums[part] for part in sorted(self._sums)]
         samples = sum(count for _, count in parts)
-        return {name: sum(sums[name] for sums, _ in parts) / samples for name in sorted(parts[0][0])}
+        # A part without samples, of a set smaller than the number of parts, may know no figure.
+        names = sorted({name for sums, _ in parts for name in sums})
+        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / samples for name in names}

@@ -10,6 +10,8 @@ from typing import Any
 
 from dist_train import layout, tasks
 from dist_train.config import Config, differences, dump_config, load_config
+from dist_train.config.combinations import contradictions, lines
+from dist_train.config.schema import Parallel
 from dist_train.errors import ConfigError
 from dist_train.runtime.run_dir import environment, gpu_count, write_atomically
 from dist_train.watch.logbook import stamped
@@ -23,16 +25,33 @@ def with_workers(config: Config, workers: int) -> Config:
 
 
 def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
-    """Return the configuration with its workers, all of them on this machine, counted.
+    """Return the configuration with its workers counted: those of this machine, unless it joins a cluster.
 
     Raises ConfigError naming all that cannot work.
     """
-    problems = tasks.check(config)
-    gpus = 0 if config.parallel.device == "cpu" else gpu_count(variables)
-    wanted = config.parallel.workers
-    if config.parallel.device == "cuda" and gpus == 0:
+    problems, parallel = tasks.check(config), config.parallel
+    elsewhere = parallel.has_server and parallel.cluster.address is not None
+    gpus = 0 if parallel.device == "cpu" else gpu_count(variables)
+    if elsewhere and parallel.workers == "auto":
+        problems.append(
+            "parallel.workers: auto counts this machine's GPUs, but the workers run in the cluster of "
+            "parallel.cluster.address; give their number"
+        )
+    elif not elsewhere:
+        problems += _beyond_this_machine(parallel, gpus)
+    counted = with_workers(config, max(1, gpus) if parallel.workers == "auto" else parallel.workers)
+    if parallel.workers == "auto":
+        problems += lines(contradictions(counted))
+    if problems:
+        raise ConfigError(problems)
+    return counted
+
+
+def _beyond_this_machine(parallel: Parallel, gpus: int) -> list[str]:
+    problems, wanted = [], parallel.workers
+    if parallel.device == "cuda" and gpus == 0:
         problems.append("parallel.device: cuda, but this machine shows no GPU; set it to cpu or auto")
-    if config.parallel.sync_batch_norm and gpus == 0:
+    if parallel.sync_batch_norm and gpus == 0:
         problems.append(
             "parallel.sync_batch_norm: torch offers it on GPUs only, and this run has none; set it to false"
         )
@@ -41,9 +60,16 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
             f"parallel.workers: {wanted} workers but {gpus} GPUs; start at most one worker per GPU, or set "
             "parallel.device to cpu"
         )
-    if problems:
-        raise ConfigError(problems)
-    return with_workers(config, max(1, gpus) if wanted == "auto" else wanted)
+    return problems
+
+
+def refuse_other_launcher(config: Config, started_by: str) -> None:
+    """Raise ConfigError where torchrun or srun started workers for a mode that starts them itself."""
+    if config.parallel.has_server:
+        raise ConfigError(
+            f"parallel.mode: {config.parallel.mode} starts its workers itself, through Ray, but {started_by} "
+            "started this process as one of them; run the command once, by itself"
+        )
 
 
 def refuse_missing_origin(resume: str) -> None:

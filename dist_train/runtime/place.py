@@ -62,6 +62,26 @@ def set_unless_given(variable: str, text: str) -> None:
     os.environ.setdefault(variable, text)
 
 
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set variables for this process and for those it starts from now on."""
+    os.environ.update(variables)
+
+
+def cluster_token_given(environment: Mapping[str, str] | None = None) -> bool:
+    """Say whether this user has a token for Ray clusters, and has not turned authentication off."""
+    env = os.environ if environment is None else environment
+    if env.get("RAY_AUTH_MODE", "token").lower() == "disabled":
+        return False
+    if env.get("RAY_AUTH_TOKEN"):
+        return True
+    file = Path(env["RAY_AUTH_TOKEN_PATH"]) if env.get("RAY_AUTH_TOKEN_PATH") else _default_token(env)
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _default_token(env: Mapping[str, str]) -> Path:
+    return Path(env.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+
+
 def _from_torchrun(env: Mapping[str, str]) -> Place:
     rank, workers = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
     if not 0 <= rank < workers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dist_train.runtime.opening import (
     read_summary,
     refuse_impossible,
     refuse_missing_origin,
+    refuse_other_launcher,
     restore_records,
     with_workers,
     write_down,
@@ -83,13 +84,6 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
         before = kept_records(directory)
         for note in open_run_directory(config, directory, resume, os.environ):
             tell(note)
-        job = Job(
-            argv=_worker_command(directory, resume),
-            workers=int(config.parallel.workers),
-            run_dir=directory,
-            recovery=config.recovery,
-            first_step_of=lambda: newest_step(directory),
-        )
         workers = f"{config.parallel.workers} worker{'s' if config.parallel.workers != 1 else ''}"
         tell(f"starting {workers}; run directory: {directory}")
         said: list[str] = []
@@ -98,13 +92,32 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
             said.append(line)
             tell(line)
 
-        status = launch(job, say, lambda event: write_down(directory, event))
+        status = _launch(config, directory, resume, say)
         if status == REFUSED:
             restore_records(directory, before)
         if status == FAILED:
             _sum_up(config, directory, "; ".join(said))
             tell(f"failed; run directory: {directory}")
     return status, directory
+
+
+def _launch(config: Config, directory: Path, resume: str, say: Callable[[str], None]) -> int:
+    def on_event(event: dict[str, Any]) -> None:
+        write_down(directory, event)
+
+    if config.parallel.has_server:
+        # Ray is for those who use it.
+        from dist_train.runtime.server_launch import launch_server
+
+        return launch_server(config, directory, resume, os.environ, say, on_event)
+    job = Job(
+        argv=_worker_command(directory, resume),
+        workers=int(config.parallel.workers),
+        run_dir=directory,
+        recovery=config.recovery,
+        first_step_of=lambda: newest_step(directory),
+    )
+    return launch(job, say, on_event)
 
 
 def _sum_up(config: Config, directory: Path, error: str) -> None:
@@ -136,35 +149,15 @@ def _worker_command(directory: Path, resume: str) -> list[str]:
 
 def dry_run_text(request: Request) -> str:
     """Return the resolved configuration and its arithmetic; nothing is started."""
-    from dist_train.config import dump_config
-    from dist_train.plan import make_plan
-    from dist_train.rules.topology import groups
-    from dist_train.watch.opening import arithmetic
+    from dist_train.runtime.dry_run import describe
 
     source = request.config
     config = load_config(source if isinstance(source, Path) else dict(source), request.overrides)
     place = find_place()
-    config = refuse_impossible(config, os.environ) if place is None else with_workers(config, place.workers)
-    workers = int(config.parallel.workers)
-    plan = make_plan(config, workers, _train_size(config))
-    rows = {**arithmetic(config, plan)}
-    rows |= {f"group {n}": f"workers {ranks}" for n, ranks in enumerate(groups(workers, workers))}
-    width = max(map(len, rows))
-    lines = [f"# {label:<{width}}  {text}" for label, text in rows.items()]
-    return "\n".join([dump_config(config).rstrip(), "", *lines])
-
-
-def _train_size(config: Config) -> int:
-    from dist_train import tasks
-    from dist_train.core.data import size_of
-
-    try:
-        return size_of(tasks.make(config).train_data())
-    except ConfigError:
-        raise
-    except Exception as error:
-        # A task of the user's own may fail in any way.
-        raise ConfigError(f"task {config.task}: no training data: {type(error).__name__}: {error}") from error
+    if place is None:
+        return describe(refuse_impossible(config, os.environ))
+    refuse_other_launcher(config, place.started_by)
+    return describe(with_workers(config, place.workers))
 
 
 def checkpoint_lines(directory: Path) -> list[str]:

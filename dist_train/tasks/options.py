@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from dist_train.config.schema import NonNegative, PositiveInt, Section
+from dist_train.config.section import NonNegative, PositiveInt, Section
 from dist_train.tasks import corpus, folders
 
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dist_train.config.schema import Config
 from dist_train.layout import EVENTS, METRICS, SUMMARY
+from dist_train.rules.staleness import Staleness
 from dist_train.watch.records import lines_of, parse
 from dist_train.watch.summary import Summary, write_summary
 
@@ -16,11 +18,15 @@ OF_THE_LINE = ("kind", "step", "samples", "epoch", "wall_s", "seconds", "replica
 
 def write_failure(config: Config, directory: Path, error: str) -> None:
     """Write summary.json with the status ``failed``; damaged lines among the records are left out."""
-    records = readable(directory / METRICS)
+    records = list(readable(directory / METRICS))
     last = records[-1] if records else {}
     rates = [record["samples_per_s"] for record in records if "samples_per_s" in record]
     validations = [record for record in records if record.get("kind") == "val"]
-    restarts = [event for event in readable(directory / EVENTS) if event.get("event") == "restart"]
+    # A server writes a line for every update, which would fill the memory.
+    events = [
+        event for event in readable(directory / EVENTS) if event.get("event") in ("restart", "staleness")
+    ]
+    restarts = [event for event in events if event["event"] == "restart"]
     summary = Summary(
         status="failed",
         mode=config.parallel.mode,
@@ -34,6 +40,7 @@ def write_failure(config: Config, directory: Path, error: str) -> None:
         val=measures(validations[-1]) if validations else {},
         run_dir=str(directory),
         error=error,
+        extras=of_the_server(records, events) if config.parallel.has_server else {},
     )
     write_summary(directory / SUMMARY, summary.record())
 
@@ -43,8 +50,24 @@ def measures(line: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in OF_THE_LINE}
 
 
-def readable(path: Path) -> list[dict[str, Any]]:
-    """Read the lines that are JSON objects; none when there is no file."""
-    if not path.exists():
-        return []
-    return [record for line in lines_of(path) if (record := parse(line)) is not None]
+def of_the_server(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is known of the gradients: their counts by the last line, their staleness by the events."""
+    lines = [record for record in records if record.get("kind") == "train"]
+    last = lines[-1] if lines else {}
+    windows: list[dict[str, Any]] = []
+    for event in events:
+        if event["event"] == "staleness":
+            # After a resume, steps that were trained again count as they went the last time.
+            windows = [window for window in windows if window["step"] <= event["since_step"]]
+            windows.append(event)
+    staleness = Staleness()
+    for window in windows:
+        staleness = staleness.merged(Staleness.from_json(window["gradients"]))
+    fates = {fate: int(last.get(fate, 0)) for fate in ("computed", "applied", "dropped", "refused")}
+    return {"gradients": fates, "staleness": staleness.summary()}
+
+
+def readable(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines that are JSON objects; none when there is no file."""
+    if path.exists():
+        yield from (record for line in lines_of(path) if (record := parse(line)) is not None)

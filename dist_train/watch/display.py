@@ -22,6 +22,10 @@ from dist_train.watch.figures import (
     validation,
 )
 from dist_train.watch.records import TrainLine, ValLine
+from dist_train.watch.server_figures import server_outcome, server_progress, workers_text
+
+# How many times rarer than training lines those of the workers are.
+WORKERS_EVERY = 10
 
 
 class Stream(Protocol):
@@ -74,7 +78,8 @@ class SilentDisplay:
 class PlainDisplay:
     """One line for each thing that happened, without control characters: for logs, pipes and CI.
 
-    Of training lines, which may come many times a second, it shows one in ``every_s`` seconds.
+    Of training lines, which may come many times a second, it shows one in ``every_s`` seconds, and what
+    each worker of a server does ten times more rarely.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class PlainDisplay:
         self._stream = stream
         self._every_s = every_s
         self._clock = clock
-        self._shown_at = -math.inf
+        self._shown_at = self._workers_at = -math.inf
         self._rate: float | None = None
 
     def start(self, facts: Mapping[str, str]) -> None:
@@ -98,11 +103,15 @@ class PlainDisplay:
     def train(self, line: TrainLine) -> None:
         self._rate = smoothed(self._rate, line.samples_per_s)
         now = self._clock()
-        if now - self._shown_at < self._every_s and line.step < self._length.steps:
+        last = line.step >= self._length.steps
+        if now - self._shown_at < self._every_s and not last:
             return
         self._shown_at = now
         step, eta, epoch = position(line, self._length, self._rate)
-        self._print(as_text([step, epoch, *progress(line), eta]))
+        self._print(as_text([step, epoch, *progress(line), *server_progress(line), eta]))
+        if line.workers is not None and (last or now - self._workers_at >= WORKERS_EVERY * self._every_s):
+            self._workers_at = now
+            self._print("workers  " + workers_text(line.workers))
 
     def validation(self, line: ValLine) -> None:
         self._print("validation  " + as_text(validation(line, self._length)))
@@ -116,7 +125,7 @@ class PlainDisplay:
     def finish(self, summary: Mapping[str, Any], resume: str | None = None) -> None:
         further = {"to continue": resume} if resume else {}
         self._print("")
-        self._rows({**outcome(summary), **places(summary), **further})
+        self._rows({**outcome(summary), **server_outcome(summary), **places(summary), **further})
 
     def close(self) -> None:
         self._stream.flush()

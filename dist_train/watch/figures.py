@@ -90,8 +90,9 @@ def position(line: TrainLine, length: Length, rate: float) -> list[Figure]:
 
 
 def progress(line: TrainLine) -> list[Figure]:
-    """How the run is doing, most important first."""
-    extras = [(name, measure(value)) for name, value in line.extras.items()]
+    """How the run is doing, most important first; what a server adds is in server_figures."""
+    of_the_mode = {} if line.workers is not None else line.extras
+    extras = [(name, measure(value)) for name, value in of_the_mode.items()]
     return [
         ("loss", measure(line.loss)),
         ("lr", f"{line.lr:.4g}"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import ROUNDED
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -29,7 +29,9 @@ from dist_train.watch.figures import (
     smoothed,
     validation,
 )
+from dist_train.watch.live_workers import Workers
 from dist_train.watch.records import TrainLine, ValLine
+from dist_train.watch.server_figures import server_outcome, server_progress
 
 STATUS_STYLES = {"done": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
 NARROWEST_BAR = 8
@@ -38,7 +40,7 @@ REDRAW_S = 0.1
 
 
 class LiveDisplay:
-    """Redraws two lines at the bottom when training lines come; everything else scrolls above."""
+    """Redraws a few lines at the bottom when training lines come; everything else scrolls above."""
 
     def __init__(self, length: Length, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._length = length
@@ -65,7 +67,8 @@ class LiveDisplay:
         now = self._clock()
         due = now >= self._drawn + REDRAW_S
         self._drawn = now if due else self._drawn
-        self._live.update(Bar(line, self._length, self._rate), refresh=due)
+        bar = Bar(line, self._length, self._rate)
+        self._live.update(bar if line.workers is None else Group(bar, Workers(line.workers)), refresh=due)
 
     def validation(self, line: ValLine) -> None:
         figures = styled(validation(line, self._length), "")
@@ -81,7 +84,7 @@ class LiveDisplay:
         self._live.transient = True
         self.close()
         self._console.print("")
-        self._console.print(summary_table(outcome(summary)))
+        self._console.print(summary_table({**outcome(summary), **server_outcome(summary)}))
         further = {"to continue": resume} if resume else {}
         for label, text in {**places(summary), **further}.items():
             # In one piece, to be copied, however long it is.
@@ -92,11 +95,12 @@ class LiveDisplay:
 
 
 class Bar:
-    """The two live lines: how far the run is, and how it is doing, cut to the terminal's width."""
+    """The live lines: how far the run is, how it is doing, and how its server is, if it has one, each cut to
+    the terminal's width."""
 
     def __init__(self, line: TrainLine, length: Length, rate: float) -> None:
         self._step, *self._further = position(line, length, rate)
-        self._progress = progress(line)
+        self._lines = [figures for figures in (progress(line), server_progress(line)) if figures]
         self._bar = ProgressBar(total=max(1, length.steps), completed=line.step, complete_style="cyan")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -109,7 +113,10 @@ class Bar:
             grid.add_column(ratio=ratio, no_wrap=True)
         grid.add_row(styled([self._step]), self._bar, Text(percent), styled(further))
         yield grid
-        yield styled(fitting(self._progress, width))
+        for figures in self._lines:
+            text = styled(fitting(figures, width))
+            text.truncate(width, overflow="ellipsis")
+            yield text
 
 
 def styled(figures: Sequence[Figure], style: str = "bold") -> Text:

@@ -8,15 +8,17 @@ from pathlib import Path
 from dist_train.config import Config, dump_config
 from dist_train.config.schema import Span
 from dist_train.core.keeper import Origin
+from dist_train.core.learner import updates_left
 from dist_train.core.state import Counted
 from dist_train.layout import METRICS, TENSORBOARD
 from dist_train.plan import Plan
 from dist_train.rules.schedule import learning_rate
 from dist_train.watch.aftermath import measures, readable
-from dist_train.watch.display import open_display
-from dist_train.watch.figures import Length
+from dist_train.watch.coupling_facts import coupling_facts
+from dist_train.watch.course import Earlier
+from dist_train.watch.display import Display, open_display
+from dist_train.watch.figures import Length, counted
 from dist_train.watch.logbook import Logbook, NoLogbook, RunLogbook
-from dist_train.watch.reporter import Earlier
 from dist_train.watch.scalars import NoScalars, Scalars
 
 LAST_BATCH = {"keep": "shorter", "drop": "left out"}
@@ -33,9 +35,10 @@ class Scene:
 
 
 def arithmetic(config: Config, plan: Plan) -> dict[str, str]:
-    """Spell out how the settings become batch, steps, learning rate and warmup."""
+    """Spell out how the settings become gradients, batch, steps, learning rate and warmup."""
     batch, schedule = plan.samples_per_update, plan.schedule
     facts = {
+        **coupling_facts(config, plan),
         "global batch": _batch_text(config, plan),
         "epoch": f"{plan.train_size:,} samples = {plan.lengths.updates_per_epoch:,} steps of {batch:,}"
         + ("" if plan.train_size % batch == 0 else f", the last one {LAST_BATCH[config.train.last_batch]}"),
@@ -65,6 +68,8 @@ def _setting_text(value: object) -> str:
 
 def _batch_text(config: Config, plan: Plan) -> str:
     batch, workers, accumulate = plan.samples_per_update, plan.workers, config.train.accumulate
+    if config.parallel.has_server:
+        return f"{batch:,} = {counted(plan.quorum, 'gradient')} of {plan.samples_per_gradient:,} samples"
     if config.parallel.global_batch is not None:
         share = batch / (workers * accumulate)
         return f"{batch:,} (parallel.global_batch) = {workers} workers x {share:g} x {accumulate} accumulated"
@@ -73,7 +78,7 @@ def _batch_text(config: Config, plan: Plan) -> str:
 
 def _rate_text(config: Config, plan: Plan) -> str:
     base, rule, base_batch = config.optimizer.lr, config.schedule.scaling, config.schedule.base_batch
-    ratio = f"{plan.samples_per_update}/{base_batch}"
+    ratio = f"{plan.scaling_batch}/{base_batch}"
     if base_batch is None or rule == "none":
         return f"{plan.schedule.peak:.6g} (not scaled)"
     factor = ratio if rule == "linear" else f"sqrt({ratio})"
@@ -86,7 +91,7 @@ def announce(
     plan: Plan,
     scene: Scene,
     run_dir: Path,
-    counted: Counted,
+    counts: Counted,
     origin: Origin,
     rescaled: str | None,
 ) -> None:
@@ -95,19 +100,19 @@ def announce(
         book.start(start_facts(config, plan, scene, run_dir))
     for reason in origin.rejected:
         book.event({"event": "checkpoint_rejected", "warning": f"passed over a damaged checkpoint: {reason}"})
-    start = {"event": "start", "step": counted.updates, "samples": counted.samples, "workers": plan.workers}
+    start = {"event": "start", "step": counts.updates, "samples": counts.samples, "workers": plan.workers}
     if origin.path is None:
         book.event({**start, "started_by": scene.started_by, "attempt": scene.attempt})
     else:
-        note = f"resumed from {origin.path}: step {counted.updates:,}, {counted.samples:,} samples"
+        note = f"resumed from {origin.path}: step {counts.updates:,}, {counts.samples:,} samples"
         book.event({**start, "started_by": scene.started_by, "attempt": scene.attempt, "note": note})
     if rescaled is not None:
-        book.event({"event": "rescaled", "step": counted.updates, "note": rescaled})
+        book.event({"event": "rescaled", "step": counts.updates, "note": rescaled})
 
 
 def start_facts(config: Config, plan: Plan, scene: Scene, run_dir: Path) -> dict[str, str]:
     """Return the block that opens a run's output, label to text."""
-    workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
+    workers = counted(plan.workers, "worker")
     model = config.model.name if config.model is not None else "the task's own"
     return {
         "run": config.name,
@@ -119,16 +124,29 @@ def start_facts(config: Config, plan: Plan, scene: Scene, run_dir: Path) -> dict
     }
 
 
+def length_of(plan: Plan, counts: Counted) -> Length:
+    """Return how long the run is, all in all, seen from where it stands."""
+    steps = counts.updates + updates_left(plan, counts)
+    return Length(steps, plan.schedule.total, plan.schedule.total / plan.lengths.epoch)
+
+
 def open_logbook(
-    config: Config, plan: Plan, run_dir: Path, rank: int, attempt: int, counted: Counted
+    config: Config,
+    plan: Plan,
+    run_dir: Path,
+    rank: int,
+    attempt: int,
+    counts: Counted,
+    display: Display | None = None,
 ) -> Logbook:
-    """Open the book where the state is; every rank but 0 gets one that writes nothing."""
+    """Open the book where the state is; every rank but 0 gets one that writes nothing.
+
+    It shows what happens on ``display``, or on standard output.
+    """
     if rank != 0:
         return NoLogbook()
-    epochs = plan.schedule.total / plan.lengths.epoch
-    step = counted.updates
-    steps = step + plan.updates_left(step, counted.samples, counted.position)
-    display = open_display(Length(steps, plan.schedule.total, epochs))
+    step = counts.updates
+    display = open_display(length_of(plan, counts)) if display is None else display
     purge = step + 1 if step else None
     scalars: Scalars | NoScalars = NoScalars()
     if config.logging.tensorboard:

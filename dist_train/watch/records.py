@@ -20,13 +20,30 @@ BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerFigures:
+    """One worker of a parameter server, or one group of workers, since the line before.
+
+    ``name`` is the worker's number, or the first and the last of the group's ("6-7"). ``samples_per_s``
+    counts the samples of every gradient that it computed, ``staleness`` is the mean of those that were
+    applied, ``dropped`` the number that came late in the whole run so far, and ``waiting`` the share
+    (0 to 1) of its time spent waiting, whatever for.
+    """
+
+    name: str
+    samples_per_s: float
+    staleness: float
+    dropped: int
+    waiting: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainLine:
     """What training looked like over the steps since the line before.
 
     ``samples`` are those of the whole run so far, ``epoch`` the same as a number of passes over the
     data, ``wall_s`` its seconds so far, restarts included; ``data_wait`` is the share (0 to 1) of the time
     spent waiting for samples; ``memory_mb`` is the peak of any worker; ``extras`` are the figures that a
-    mode adds, such as staleness.
+    mode adds, such as staleness; ``workers`` are there where workers share a parameter server.
     """
 
     step: int
@@ -46,6 +63,7 @@ class TrainLine:
     grad_norm: float | None = None
     replica: int = 0
     extras: Mapping[str, float] = field(default_factory=dict)
+    workers: tuple[WorkerFigures, ...] | None = None
 
     def record(self) -> dict[str, Any]:
         """Make the line's object for metrics.jsonl; what was not measured is left out."""

@@ -35,7 +35,8 @@ def train_scalars(line: TrainLine) -> dict[str, float]:
     if line.grad_norm is not None:
         scalars["train/grad_norm"] = line.grad_norm
     phases = {f"perf/{phase}_ms": seconds * MILLISECONDS for phase, seconds in asdict(line.times).items()}
-    return scalars | phases | {f"mode/{name}": value for name, value in line.extras.items()}
+    place = "mode" if line.workers is None else "server"
+    return scalars | phases | {f"{place}/{name}": value for name, value in line.extras.items()}
 
 
 def val_scalars(line: ValLine) -> dict[str, float]:

@@ -21,7 +21,17 @@ def test_every_variant_of_the_configuration_is_accepted(workload, settings):
     assert tasks.check(config) == []
 
 
-@pytest.mark.parametrize(("workload", "millions"), [("resnet", 0.27), ("mlp", 10.07), ("tiny", 0.0048)])
+@pytest.mark.parametrize(
+    ("workload", "millions"),
+    [
+        ("resnet", 0.27),
+        ("mlp_100k", 0.1),
+        ("mlp_1m", 1.0),
+        ("mlp", 10.07),
+        ("mlp_50m", 50.0),
+        ("tiny", 0.0048),
+    ],
+)
 def test_the_models_have_the_sizes_that_the_results_speak_of(workload, millions):
     model = make_model(workload)
     inputs, labels = make_columns(workload, samples=4)

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import pytest
 
-from benchmarks.ratios import differences, ratios, scaled, spread
+from benchmarks.ratios import differences, ratios, scaled, speeds, spread
 
 
 def test_a_machine_that_slows_down_for_everybody_does_not_move_the_ratio():
@@ -14,6 +14,11 @@ def test_a_machine_that_slows_down_for_everybody_does_not_move_the_ratio():
     rounds = {"by_hand": [2.0 * d for d in drift], "other": [3.0 * d for d in drift]}
     assert ratios(rounds, "by_hand")["other"].median == pytest.approx(1.5)
     assert ratios(rounds, "by_hand")["other"].quartiles == pytest.approx((1.5, 1.5))
+
+
+def test_whoever_takes_half_the_time_is_twice_as_fast():
+    rounds = {"by_hand": [2.0, 4.0, 8.0], "other": [1.0, 2.0, 4.0]}
+    assert speeds(rounds, "by_hand")["other"].median == 2.0
 
 
 def test_the_baseline_is_one_to_itself_and_nothing_apart_from_itself():

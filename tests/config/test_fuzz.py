@@ -17,8 +17,10 @@ from dist_train.errors import ConfigError
 
 FUZZ = settings(deadline=None, max_examples=60)
 KEYS = ["name", "task", "model", "train", "epochs", "steps", "batch_size", "optimizer", "lr", "momentum"]
+KEYS += ["mode", "damping", "outer", "backups", "local_steps", "faults", "slow"]
 KEYS += ["schedule", "warmup", "decay", "kind", "milestones", "betas", "parallel", "workers", "task_options"]
 WORDS = ["sgd", "adam", "cosine", "step", "none", "gradual", "auto", "sync", "digits", "", "yes", "~", "<<"]
+WORDS += ["async", "bounded", "inverse", "elastic", "delay_compensated"]
 
 scalars = st.one_of(
     st.none(),
@@ -165,6 +167,18 @@ decays = st.one_of(
     counts.map(lambda cycles: {"kind": "cosine_restarts", "cycles": cycles}),
 )
 trainings = spans.flatmap(lambda span: counts.map(lambda size: {**span, "batch_size": size}))
+couplings = st.fixed_dictionaries(
+    {"mode": st.just("async"), "workers": st.just(6)},
+    optional={
+        "damping": st.sampled_from(["none", "inverse", {"kind": "delay_compensated", "strength": 0}]),
+        "aggregate": st.integers(1, 6),
+        "server": st.fixed_dictionaries({"shards": counts}),
+        "cluster": st.fixed_dictionaries(
+            {}, optional={"address": texts.filter(bool), "wait_s": positive_floats}
+        ),
+    },
+)
+slow = st.dictionaries(st.integers(0, 5), st.floats(1, 1e6), max_size=3)
 configs = st.fixed_dictionaries(
     {
         "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z"),
@@ -176,6 +190,8 @@ configs = st.fixed_dictionaries(
         "task_options": st.dictionaries(texts, plain, max_size=3),
         "model": st.dictionaries(texts, plain, max_size=3).map(lambda options: {**options, "name": "mlp"}),
         "seed": st.integers(0, 2**63 - 1),
+        "parallel": couplings,
+        "faults": slow.map(lambda factors: {"slow": factors}),
         "schedule": st.fixed_dictionaries({"warmup": warmups, "decay": decays}, optional={"rewarm": spans}),
     },
 )

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config, load_config
-from dist_train.config.schema import SGD, Adam, AdamW, ConstantDecay, CosineDecay, GradualWarmup, Model, Span
+from dist_train.config.schema import (
+    SGD,
+    Adam,
+    AdamW,
+    ConstantDecay,
+    CosineDecay,
+    DelayCompensated,
+    GradualWarmup,
+    InverseDamping,
+    Model,
+    NesterovOuter,
+    Server,
+    Span,
+)
 from dist_train.errors import ConfigError
 
 SOURCE = {
@@ -42,6 +55,16 @@ APPLIED: list[tuple[list[str], str, Any]] = [
     (["optimizer=sgd", "optimizer.lr=0.5"], "optimizer", SGD(lr=0.5)),
     (["schedule.decay=cosine"], "schedule.decay", CosineDecay()),
     (["schedule.decay.kind=constant"], "schedule.decay", ConstantDecay()),
+    (["parallel.mode=async", "parallel.damping=inverse"], "parallel.damping", InverseDamping()),
+    (
+        ["parallel.mode=async", "parallel.damping.kind=delay_compensated", "parallel.damping.decay=0"],
+        "parallel.damping",
+        DelayCompensated(decay=0.0),
+    ),
+    (["parallel.mode=async", "parallel.outer=nesterov"], "parallel.outer", NesterovOuter()),
+    (["parallel.server.shards=2"], "parallel.server", Server(shards=2)),
+    (["faults.slow.4=5", "faults.slow.0=1.5"], "faults.slow", {4: 5.0, 0: 1.5}),
+    (["faults.slow={4: 5}"], "faults.slow", {4: 5.0}),
     (["schedule.rewarm.steps=4"], "schedule.rewarm", Span(steps=4)),
     # A length in another unit takes the place of the file's.
     (["train.steps=5"], "train.length", Span(steps=5)),
@@ -80,7 +103,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
         ['override "train.batchsize=3": train.batchsize: unknown key; did you mean batch_size?'],
     ),
     (["trian.steps=3"], ['override "trian.steps=3": trian: unknown key; did you mean train?']),
-    (["lr=3"], ['override "lr=3": lr: unknown key; did you mean optimizer.lr?']),
+    (["lr=3"], ['override "lr=3": lr: unknown key; did you mean optimizer.lr or parallel.outer.lr?']),
     (["seed=abc"], ["override \"seed=abc\": seed: expected a whole number of at least 0, found 'abc'"]),
     (["seed=null"], ['override "seed=null": seed: expected a whole number of at least 0, found null']),
     (["seed"], [f'override "seed": {EXAMPLE}']),

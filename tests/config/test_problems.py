@@ -41,7 +41,7 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
         ],
     ),
     ("optimiser: sgd", ["5:1: optimiser: unknown key; did you mean optimizer?"]),
-    ("lr: 1", ["5:1: lr: unknown key; did you mean optimizer.lr?"]),
+    ("lr: 1", ["5:1: lr: unknown key; did you mean optimizer.lr or parallel.outer.lr?"]),
     (
         "batch_size: 1",
         ["5:1: batch_size: unknown key; did you mean train.batch_size or validation.batch_size?"],
@@ -151,9 +151,50 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
         ["5:20: parallel.device: 'gpu' is not one of auto, cpu, cuda; did you mean cpu?"],
     ),
     ("parallel: {device: 3}", ["5:20: parallel.device: expected one of auto, cpu, cuda, found 3"]),
-    ("parallel: {mode: async}", ["5:18: parallel.mode: 'async' is not available; available: sync"]),
-    ("parallel: {group_size: 2}", ["5:24: parallel.group_size: expected 1, found 2"]),
-    ("parallel: {max_staleness: 3}", ["5:27: parallel.max_staleness: expected null, found 3"]),
+    (
+        "parallel: {mode: asynk}",
+        ["5:18: parallel.mode: 'asynk' is not one of sync, backup, async, bounded; did you mean async?"],
+    ),
+    ("parallel: {replicas: 2}", ["5:22: parallel.replicas: expected 1, found 2"]),
+    (
+        "parallel: {backups: few}",
+        ["5:21: parallel.backups: expected a whole number of at least 0 or auto, found 'few'"],
+    ),
+    (
+        "parallel: {mode: async, outer: nestrov}",
+        [
+            "5:32: parallel.outer.kind: 'nestrov' is not one of average, nesterov, elastic;"
+            " did you mean nesterov?"
+        ],
+    ),
+    (
+        "parallel: {outer: 3}",
+        [
+            "5:19: parallel.outer: expected a section with kind: average | nesterov | elastic, or null,"
+            " found 3"
+        ],
+    ),
+    (
+        "parallel: {mode: async, damping: {kind: inverse, strength: 1}}",
+        ["5:50: parallel.damping.strength: unknown key for inverse; its keys are kind"],
+    ),
+    (
+        "parallel: {server: {copies: 3}}",
+        ["5:29: parallel.server.copies: expected a whole number of at least 1 and at most 2, found 3"],
+    ),
+    # Sections whose keys are numbers.
+    (
+        "faults: {slow: {a: 2}}",
+        ["5:17: faults.slow.a: a key here must be a whole number of at least 0"],
+    ),
+    (
+        "faults: {slow: {-1: 2}}",
+        ["5:17: faults.slow[-1]: a key here must be a whole number of at least 0"],
+    ),
+    ("faults: {slow: {0: 2, '0': 3}}", ["5:23: faults.slow.0: given twice; keep one of them"]),
+    ("faults: {slow: {0: 0.5}}", ["5:20: faults.slow[0]: expected a number of at least 1, found 0.5"]),
+    ("faults: {slow: {'0': x}}", ["5:22: faults.slow[0]: expected a number of at least 1, found 'x'"]),
+    ("faults: {slow: 3}", ["5:16: faults.slow: expected a section of worker: factor, found 3"]),
     ("codistill: {weight: 1}", ["5:12: codistill: expected null, found a section"]),
     (
         "parallel: {workers: aut}",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+from contextlib import closing
 
+import by_hand
 import pytest
 import runs
 import torch
@@ -13,24 +16,50 @@ from worker_group import WorkerGroup
 from dist_train.config.schema import Data
 from dist_train.core import data
 from dist_train.core.data import (
+    LeasedBatches,
     Order,
     Samples,
     Share,
+    leased_batches,
     size_of,
     training_batches,
     validation_batches,
     without_trouble,
 )
 from dist_train.errors import TrainingError
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Cursor, Position, Run
 
 
-def batches(dataset, number, workers=1, position=Position(0, 0), rank=0, settings=None):  # noqa: B008
+def batches(dataset, number, workers=1, cursor=Cursor(Position(0, 0)), rank=0, settings=None):  # noqa: B008
     order, share = Order(5, len(dataset), 6, "keep"), Share(rank, workers, 1)
     settings = settings or Data()
     samples = Samples(dataset, order.seed, settings.bad_samples)
-    loaded = training_batches(samples, order, share, position, settings, pin=False)
+    loaded = training_batches(samples, order, share, cursor, settings, pin=False)
     return [next(loaded) for _ in range(number)]
+
+
+def leasing(dataset, rank=0, workers=1, accumulate=1, **settings):
+    """Return what to feed with leases, and the batches of them."""
+    leased = LeasedBatches(Order(5, len(dataset), 6, "keep"), Share(rank, workers, accumulate))
+    return leased, leased_batches(Samples(dataset, 5, 0), leased, Data(**settings), pin=False)
+
+
+def taken(batches, number):
+    """Return the rows of the next ``number`` batches; the inputs of ``Rows`` are their indices."""
+    return [next(batches).tolist() for _ in range(number)]
+
+
+class Rows(torch.utils.data.Dataset):
+    """A sample is its own index."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return index
 
 
 def test_augmentation_depends_on_the_sample_and_not_on_who_loads_it():
@@ -39,8 +68,87 @@ def test_augmentation_depends_on_the_sample_and_not_on_who_loads_it():
     parts = [batches(dataset, 3, workers=2, rank=rank) for rank in (0, 1)]
     together = torch.cat([inputs for pair in zip(*parts, strict=True) for inputs, _ in pair])
     assert torch.equal(whole, together)
-    resumed = torch.cat([inputs for inputs, _ in batches(dataset, 2, position=Position(0, 6))])
+    resumed = torch.cat([inputs for inputs, _ in batches(dataset, 2, cursor=Cursor(Position(0, 6)))])
     assert torch.equal(whole[6:], resumed)
+
+
+def test_unfinished_runs_are_loaded_first_and_may_be_of_several_epochs():
+    first, second = by_hand.order(5, 0, 20).tolist(), by_hand.order(5, 1, 20).tolist()
+    cursor = Cursor(Position(1, 10), (Run(0, 16, 4), Run(1, 2, 5)))
+    loaded = [batch.tolist() for batch in batches(Rows(20), 3, cursor=cursor)]
+    assert loaded == [first[16:] + second[2:4], second[4:7], second[10:16]]
+
+
+class TestLeases:
+    @pytest.mark.parametrize("loaders", [0, pytest.param(2, marks=pytest.mark.processes)])
+    def test_they_are_loaded_in_the_order_they_are_fed_in_however_far_ahead(self, loaders):
+        leased, loaded = leasing(Rows(20), loaders=loaders)
+        epochs = [by_hand.order(5, epoch, 20).tolist() for epoch in range(3)]
+        leases = [Run(epoch, offset, 3) for offset in (0, 7, 14) for epoch in (1, 0, 2)]
+        expected = [epochs[lease.epoch][lease.offset : lease.offset + 3] for lease in leases]
+        others = len(multiprocessing.active_children())
+        with closing(loaded):
+            for lease in leases[:2]:
+                leased.feed(lease)
+            found = taken(loaded, 2)
+            leased.feed(leases[2])
+            found += taken(loaded, 1)
+            for lease in leases[3:]:
+                leased.feed(lease)
+            found += taken(loaded, 6)
+            assert len(multiprocessing.active_children()) == others + loaders
+        assert found == expected
+        assert leased.due == 0
+        assert len(multiprocessing.active_children()) == others
+
+    def test_a_group_shares_a_lease_and_accumulates_its_shares(self):
+        order, found = by_hand.order(5, 0, 20).tolist(), []
+        for rank in range(2):
+            leased, loaded = leasing(Rows(20), rank, workers=2, accumulate=2)
+            leased.feed(Run(0, 4, 10))
+            assert leased.due == 2
+            found += taken(loaded, 2)
+        assert found == [order[4:7], order[7:9], order[9:12], order[12:14]]
+
+    def test_a_worker_without_a_share_is_handed_the_first_sample(self):
+        leased, loaded = leasing(Rows(20), rank=2, workers=3)
+        leased.feed(Run(0, 4, 2))
+        assert taken(loaded, 1) == [[by_hand.order(5, 0, 20)[4]]]
+
+    def test_a_lease_for_local_steps_is_cut_into_steps_before_it_is_shared(self):
+        order, found = by_hand.order(5, 0, 20).tolist(), []
+        for rank in range(2):
+            leased, loaded = leasing(Rows(20), rank, workers=2)
+            leased.feed(Run(0, 0, 8), steps=2)
+            found.append(taken(loaded, 2))
+        assert found == [[order[0:2], order[4:6]], [order[2:4], order[6:8]]]
+
+    def test_a_lease_of_fewer_samples_than_steps_makes_fewer_steps(self):
+        leased, loaded = leasing(Rows(20))
+        leased.feed(Run(0, 0, 2), steps=5)
+        assert leased.due == 2
+        assert taken(loaded, 2) == [[row] for row in by_hand.order(5, 0, 20)[:2]]
+
+    def test_they_are_augmented_as_the_same_samples_are_in_any_mode(self):
+        dataset = toys.Points(20, noisy=True)
+        leased, loaded = leasing(dataset)
+        leased.feed(Run(0, 6, 6))
+        inputs, _ = next(loaded)
+        _, (expected, _) = batches(dataset, 2)
+        assert torch.equal(inputs, expected)
+
+    def test_asking_for_more_than_was_fed_is_an_error_and_no_wait(self):
+        leased, loaded = leasing(Rows(20))
+        leased.feed(Run(0, 0, 4))
+        next(loaded)
+        with pytest.raises(RuntimeError, match="no lease holds one: feed a lease first"):
+            next(loaded)
+
+    def test_a_failure_while_loading_is_an_error_here(self):
+        leased, loaded = leasing(toys.Points(6, bad=(2,)))
+        leased.feed(Run(0, 0, 6))
+        with pytest.raises(TrainingError, match="bad sample point 2"):
+            next(loaded)
 
 
 def test_augmentation_is_another_in_the_next_epoch():

@@ -11,11 +11,12 @@ from torch.distributed import HashStore
 from dist_train import optimizers
 from dist_train.core.checkpoint import SHARED, Facts, Part
 from dist_train.core.commit import Committer, Draft
-from dist_train.core.keeper import Origin, find_origin, plan_from
-from dist_train.core.state import Chosen, Counted, State
+from dist_train.core.keeper import Origin, find_origin, plan_from, restore
+from dist_train.core.seeds import seed_all, worker_seed
+from dist_train.core.state import Chosen, Counted, State, join
 from dist_train.errors import ConfigError
 from dist_train.exchange.ballot import StoreBallot
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Position, Run
 from dist_train.rules.schedule import learning_rate
 
 
@@ -82,11 +83,48 @@ def test_steps_made_with_another_batch_do_not_move_the_end_of_the_schedule():
     assert learning_rate(plan.schedule, plan.schedule.total) == pytest.approx(0)
 
 
-@pytest.mark.parametrize(("offset", "refused"), [(40, True), (0, False)])
-def test_other_data_in_the_middle_of_an_epoch_is_refused(offset, refused):
+@pytest.mark.parametrize(
+    ("unfinished", "steps", "total"),
+    [
+        # Of 15 steps 5 are done; updates of 8 over 100 samples: the epoch's last one holds 4.
+        ((), 15, 40 + 7 * 8 + 4 + 2 * 8),
+        # Two updates hold the 10 unfinished samples.
+        ((Run(0, 20, 7), Run(0, 35, 3)), 15, 40 + 10 + 7 * 8 + 4),
+        # The end comes before the unfinished samples do.
+        ((Run(0, 20, 10),), 6, 40 + 8),
+        ((Run(0, 20, 10),), 5, 40),
+    ],
+)
+def test_a_schedule_in_steps_ends_with_the_last_whatever_samples_are_unfinished(unfinished, steps, total):
+    config = runs.config_of(train={"steps": steps, "batch_size": 8}, schedule={"decay": {"kind": "cosine"}})
+    state = state_at(config, 40, 0.1, 8)
+    state.counted.unfinished = unfinished
+    plan, _ = plan_from(config, state, 1, 100)
+    assert plan.schedule.total == total
+
+
+@pytest.mark.parametrize(("workers", "refused"), [(1, False), (2, False), (3, True)])
+def test_unfinished_samples_too_few_for_all_are_refused_where_workers_meet_in_every_pass(workers, refused):
+    config = runs.config_of(
+        train={"steps": 9, "batch_size": None}, parallel={"global_batch": 8, "sync_batch_norm": True}
+    )
+    state = state_at(config, 40, 0.1, 8)
+    state.counted.unfinished = (Run(0, 20, 10),)
+    if refused:
+        with pytest.raises(ConfigError, match="sync_batch_norm: the checkpoint's last 2 unfinished samples"):
+            plan_from(config, state, workers, 400)
+    else:
+        plan_from(config, state, workers, 400)
+
+
+@pytest.mark.parametrize(
+    ("offset", "unfinished", "refused"), [(40, (), True), (0, (), False), (0, (Run(0, 4, 2),), True)]
+)
+def test_other_data_in_the_middle_of_an_epoch_is_refused(offset, unfinished, refused):
     config = runs.config_of()
     state = state_at(config, 40, 0.1, 4)
     state.counted.train_size, state.counted.position = 400, Position(1, offset)
+    state.counted.unfinished = unfinished
     if refused:
         with pytest.raises(ConfigError, match="401 samples, and had 400"):
             plan_from(config, state, 1, 401)
@@ -95,14 +133,30 @@ def test_other_data_in_the_middle_of_an_epoch_is_refused(offset, refused):
 
 
 def test_a_run_that_has_checkpoints_goes_on_from_them_wherever_it_once_began(tmp_path):
-    def save(run_dir, step):
-        ballot = StoreBallot(HashStore(), "b", 0, 1)
-        committer = Committer(run_dir / "checkpoints", 0, 1, "a", ballot, (3, None))
-        outcome = committer.commit(Draft(1, step, Facts(step, "hash"), {SHARED: Part()}))
-        return outcome.path
-
     first, second = tmp_path / "first", tmp_path / "second"
-    begun = save(first, 12)
+    begun = saved(first, 12, {SHARED: Part()})
     assert find_origin(second, str(first)) == Origin(begun)
-    own = save(second, 20)
+    own = saved(second, 20, {SHARED: Part()})
     assert find_origin(second, str(first)) == Origin(own)
+
+
+def saved(run_dir, step, parts):
+    ballot = StoreBallot(HashStore(), "b", 0, 1)
+    committer = Committer(run_dir / "checkpoints", 0, 1, "a", ballot, (3, None))
+    return committer.commit(Draft(1, step, Facts(step, "hash"), parts)).path
+
+
+@pytest.mark.parametrize(("with_generators", "workers"), [(True, 1), (True, 2), (False, 1)])
+def test_generators_go_on_where_one_worker_as_before_finds_its_own_and_are_seeded_anew_elsewhere(
+    tmp_path, with_generators, workers
+):
+    config = runs.config_of()
+    seed_all(8)
+    state = state_at(config, 40, 0.1, 4)
+    own = state.own_part() if with_generators else join({"buffers": Part()})
+    going_on = torch.rand(3)
+    seed_all(worker_seed(5, 0, 40))
+    anew = torch.rand(3)
+    origin = saved(tmp_path, 10, {SHARED: state.shared_part(), "rank_00000": own})
+    restore(state_at(config, 0, None, 4), origin, rank=0, workers=workers, seed=5)
+    assert torch.equal(torch.rand(3), going_on if with_generators and workers == 1 else anew)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import runs
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from dist_train import optimizers
-from dist_train.core.learner import Learner, Workplace
+from dist_train.core.learner import Learner, Workplace, updates_left
 from dist_train.core.seeds import generator_states
 from dist_train.core.state import Counted, State
 from dist_train.core.step import Numerics
@@ -21,7 +23,7 @@ from dist_train.couplings.allreduce import AllReduce
 from dist_train.errors import TrainingError
 from dist_train.exchange.collective import Alone
 from dist_train.plan import make_plan
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Position, Run, advance, draw, parts_of
 from dist_train.task import Rows, Task
 
 CPU = torch.device("cpu")
@@ -147,6 +149,92 @@ def test_training_begins_at_the_position_of_the_state():
     learner.step()
     assert task.seen == [by_hand.order(5, 1, SIZE)[4:].tolist()]
     assert learner.state.counted == Counted(4, 12, Position(2, 0), seed=5, train_size=SIZE)
+
+
+def test_training_begins_with_what_is_unfinished():
+    task = MeanOfProducts()
+    learner = learner_of(task, counted=Counted(3, 5, Position(1, 4), (Run(0, 1, 2), Run(0, 4, 1))))
+    learner.step()
+    assert task.seen == [by_hand.order(5, 0, SIZE)[[1, 2, 4]].tolist()]
+    assert learner.state.counted == Counted(4, 8, Position(1, 4), seed=5, train_size=SIZE)
+
+
+def unfinished_learner(train, samples=5):
+    counted = Counted(3, samples, Position(1, 0), (Run(0, 1, 5),))
+    return learner_of(train=train | {"batch_size": 4}, counted=counted)
+
+
+@pytest.mark.parametrize(
+    ("train", "updates"),
+    # Unfinished are an update of 4 samples and one of 1; then come 4 and 2 an epoch.
+    [
+        ({"epochs": 1}, 2),
+        ({"epochs": 2}, 4),
+        ({"steps": 3}, 0),
+        ({"steps": 4}, 1),
+        ({"steps": 6}, 3),
+        ({"samples": 5}, 0),
+        ({"samples": 9}, 1),
+        ({"samples": 10}, 2),
+        ({"samples": 15}, 4),
+    ],
+)
+def test_training_is_not_finished_before_what_is_unfinished_unless_its_length_says_so(train, updates):
+    learner = unfinished_learner(train)
+    for _ in range(updates):
+        assert not learner.finished
+        learner.step()
+    assert learner.finished
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    train=st.one_of(
+        st.fixed_dictionaries({"steps": st.integers(1, 30)}),
+        st.fixed_dictionaries({"samples": st.integers(1, 60)}),
+        st.fixed_dictionaries({"epochs": st.integers(1, 4)}),
+    ),
+    batch=st.integers(1, 8),
+    offset=st.integers(0, SIZE - 1),
+    waiting=st.lists(st.integers(1, SIZE), max_size=3),
+)
+def test_the_updates_left_are_those_that_follow(train, batch, offset, waiting):
+    plan = make_plan(runs.config_of(train=train | {"batch_size": batch}), 1, SIZE)
+    counted = Counted(0, 0, Position(0, offset), tuple(Run(0, 0, count) for count in waiting))
+    foreseen, updates = updates_left(plan, counted), 0
+    while updates_left(plan, counted):
+        counted.samples += draw(counted.cursor, SIZE, batch, "keep").count
+        counted.cursor = advance(counted.cursor, SIZE, batch, "keep")
+        counted.updates += 1
+        updates += 1
+        assert updates_left(plan, counted) == foreseen - updates
+    assert updates == foreseen
+    reached = {"steps": counted.updates, "samples": counted.samples, "epochs": counted.position.epoch}
+    assert all(reached[unit] >= length for unit, length in train.items())
+
+
+def test_a_step_on_batches_from_elsewhere_leaves_the_counts_to_the_caller():
+    task = MeanOfProducts()
+    learner = learner_of(task)
+    learner.step_on(iter([[torch.tensor([[3.0], [5.0]])]]), count=2, rate=0.25)
+    assert weight_of(learner) == pytest.approx(2 - 0.25 * 4)
+    assert (learner.state.counted.updates, learner.state.counted.samples) == (0, 0)
+    measured = learner.measure()
+    assert (measured.samples, measured.loss) == (2, pytest.approx(2 * 4))
+
+
+def test_leases_are_trained_on_in_as_many_steps_as_were_asked_for():
+    task = MeanOfProducts()
+    learner = learner_of(task)
+    leases, batches = learner.leased()
+    lease = Run(1, 1, 5)
+    leases.feed(lease, steps=2)
+    for part in parts_of(lease, 2):
+        learner.step_on(batches, part.count, rate=0.5)
+    order = by_hand.order(5, 1, SIZE)
+    assert task.seen == [order[1:4].tolist(), order[4:6].tolist()]
+    weight = 2 - 0.5 * sum(task.seen[0]) / 3 - 0.5 * sum(task.seen[1]) / 2
+    assert weight_of(learner) == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +371,30 @@ def test_validation_returns_the_mean_and_says_what_it_does():
     assert phases == [("data", 1), ("forward", 1), ("backward", 1), ("update", 1)]
     assert learner.validate() == pytest.approx({"loss": weight_of(learner) * 3})
     assert set(phases[4:]) == {("validating", 1)}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_the_parts_of_a_validation_add_up_without_asking_any_other_worker(parts):
+    phases = []
+    # A group of two whose other worker is never asked.
+    learner = learner_of(
+        coupling=Wrapping(),
+        workers=2,
+        collective=WithPeer(),
+        phase=lambda name, step: phases.append((name, step)),
+    )
+    found = [learner.validate_part(part, parts) for part in range(parts)]
+    assert sum(samples for _, samples in found) == 3
+    assert sum(sums["loss"] for sums, _ in found) == pytest.approx(2 * (1 + 2 + 6))
+    assert [samples for _, samples in found] == [len(range(part, 3, parts)) for part in range(parts)]
+    assert set(phases) == {("validating", 0)}
+    assert learner.state.model.training
+
+
+def test_a_part_of_a_validation_can_be_given_up():
+    learner = learner_of()
+    assert learner.validate_part(0, 2, lambda: False) is None
+    assert learner.state.model.training
 
 
 def everything(learner):

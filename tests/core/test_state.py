@@ -13,7 +13,7 @@ from dist_train.core.seeds import seed_all
 from dist_train.core.state import Chosen, Counted, State, describe, join, load_tensors, part_of
 from dist_train.core.tensor_files import snapshot
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Cursor, Position, Run
 from dist_train.rules.schedule import Rewarm
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def kept(part: Part) -> Part:
 def trained() -> State:
     state = state_of(1)
     train(state)
-    state.counted = Counted(2, 8, Position(1, 3))
+    state.counted = Counted(2, 8, Position(1, 3), (Run(0, 4, 2), Run(1, 1, 1)))
     state.chosen = Chosen(0.25, 4, (Rewarm(4, 16, 0.5),))
     return state
 
@@ -79,8 +79,22 @@ def test_parameters_buffers_and_optimizer_come_back_and_go_on_alike():
 def test_counts_and_choices_come_back():
     other = state_of(2)
     other.restore_shared(kept(trained().shared_part()))
-    assert other.counted == Counted(2, 8, Position(1, 3))
+    assert other.counted == Counted(2, 8, Position(1, 3), (Run(0, 4, 2), Run(1, 1, 1)))
     assert other.chosen == Chosen(0.25, 4, (Rewarm(4, 16, 0.5),))
+
+
+def test_a_checkpoint_that_knows_of_no_unfinished_runs_has_none():
+    part, other = kept(trained().shared_part()), state_of(2)
+    del part.values["counted"]["unfinished"]
+    other.restore_shared(part)
+    assert other.counted == Counted(2, 8, Position(1, 3))
+
+
+def test_the_cursor_is_the_position_and_what_is_unfinished_before_it():
+    counted = Counted(2, 8, Position(1, 3), (Run(0, 4, 2),))
+    assert counted.cursor == Cursor(Position(1, 3), (Run(0, 4, 2),))
+    counted.cursor = Cursor(Position(2, 5), (Run(1, 6, 1),))
+    assert counted == Counted(2, 8, Position(2, 5), (Run(1, 6, 1),))
 
 
 def test_what_a_worker_holds_alone_is_its_buffers_and_generators():
@@ -89,7 +103,7 @@ def test_what_a_worker_holds_alone_is_its_buffers_and_generators():
     seed_all(5)
     own = kept(state.own_part())
     expected = torch.rand(3)
-    other.restore_own(own, generators=True)
+    assert other.restore_own(own, generators=True)
     assert torch.equal(torch.rand(3), expected)
     assert other.model.norm.running_mean.tolist() == [3] * 4
 
@@ -103,6 +117,19 @@ def test_generators_stay_where_they_are_not_asked_for():
     seed_all(5)
     state_of_nothing.restore_own(own, generators=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_part_without_generators_gives_its_buffers_and_says_that_it_has_no_more():
+    state, other = state_of(1), state_of(2)
+    nn.init.constant_(state.model.norm.running_mean, 3.0)
+    own = kept(state.own_part())
+    buffers = kept(join({"buffers": part_of(own, "buffers")}))
+    seed_all(5)
+    expected = torch.rand(3)
+    seed_all(5)
+    assert not other.restore_own(buffers, generators=True)
+    assert torch.equal(torch.rand(3), expected)
+    assert other.model.norm.running_mean.tolist() == [3] * 4
 
 
 def test_settings_are_the_configurations_and_not_the_checkpoints():

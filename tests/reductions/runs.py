@@ -15,16 +15,21 @@ import torch
 import toys
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed import HashStore
 from worker_group import Seat
 
 from dist_train import optimizers, worker
 from dist_train.config.schema import Config
+from dist_train.core.checkpoint import SHARED, Facts, rank_part
+from dist_train.core.commit import Committer, Draft
 from dist_train.core.learner import Learner, Measurement, Workplace
 from dist_train.core.seeds import generator_states, seed_all, worker_seed
-from dist_train.core.state import State
+from dist_train.core.state import Counted, State, join, part_of
 from dist_train.core.step import Numerics
 from dist_train.couplings.allreduce import AllReduce
+from dist_train.exchange.ballot import StoreBallot
 from dist_train.plan import make_plan
+from dist_train.rules.sampling import Run
 from dist_train.runtime.connect import Connection
 from dist_train.runtime.place import Place
 from dist_train.task import Task
@@ -58,10 +63,13 @@ def make_learner(
 
 
 @contextmanager
-def learning(seat: Seat, config: Config, task: Task, numerics: Numerics | None = None) -> Iterator[Learner]:
-    """Give a learner at the beginning of its training."""
+def learning(
+    seat: Seat, config: Config, task: Task, numerics: Numerics | None = None, counted: Counted | None = None
+) -> Iterator[Learner]:
+    """Give a learner at the beginning of its training, or where ``counted`` says."""
     with seat.collective() as collective:
         learner = make_learner(config, task, seat.rank, seat.workers, collective, numerics)
+        learner.state.counted = counted or Counted()
         learner.begin(make_plan(config, seat.workers, len(learner.train_data)))
         try:
             yield learner
@@ -73,9 +81,11 @@ def weights_of(learner: Learner) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in learner.state.model.state_dict().items()}
 
 
-def train(seat: Seat, config: Config, task: Task, updates: int) -> dict[str, Any]:
+def train(
+    seat: Seat, config: Config, task: Task, updates: int, counted: Counted | None = None
+) -> dict[str, Any]:
     """Make some updates; return the weights and each update's loss."""
-    with learning(seat, config, task) as learner:
+    with learning(seat, config, task, counted=counted) as learner:
         losses = []
         for _ in range(updates):
             learner.step()
@@ -124,6 +134,25 @@ def train_and_validate(seat: Seat, config: Config, task: Task, updates: int, oft
             "metrics": metrics,
             "generators": generators,
         }
+
+
+def train_leases(
+    seat: Seat, config: Config, task: Task, run_dir: Path, leases: list[Run], after: Counted
+) -> None:
+    """Make an update on each lease and save what a server would: counts ``after``, and no generators."""
+    with learning(seat, config, task) as learner:
+        feed, batches = learner.leased()
+        for lease in leases:
+            feed.feed(lease)
+            learner.step_on(batches, lease.count, learner.rate)
+        state = learner.state
+        state.counted = after
+        own = join({"buffers": part_of(state.own_part(), "buffers")})
+        parts = {SHARED: state.shared_part(), rank_part(0): own}
+        ballot = StoreBallot(HashStore(), "ballot", 0, 1)
+        committer = Committer(run_dir / "checkpoints", 0, 1, "server", ballot, (3, None))
+        outcome = committer.commit(Draft(1, after.updates, Facts(after.samples, "hash"), parts))
+        assert outcome.path is not None, outcome.reason
 
 
 class StopAt:

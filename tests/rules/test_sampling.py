@@ -6,13 +6,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_train.rules.sampling import (
+    Cursor,
     Draw,
     Position,
+    Run,
     advance,
     draw,
     micro_batches,
+    parts_of,
     permutation,
     sample_seed,
+    samples_in,
+    section,
     split,
     updates_per_epoch,
 )
@@ -36,13 +41,25 @@ def philox(low, high, size):
     return words[:size]
 
 
-def walk(position, size, batch, last_batch, updates):
-    """The draws of the next updates, and the position after them."""
+def walk(cursor, size, batch, last_batch, updates):
+    """The draws of the next updates, and the cursor after them."""
     draws = []
     for _ in range(updates):
-        draws.append(draw(position, size, batch, last_batch))
-        position = advance(position, size, batch, last_batch)
-    return draws, position
+        draws.append(draw(cursor, size, batch, last_batch))
+        cursor = advance(cursor, size, batch, last_batch)
+    return draws, cursor
+
+
+def at(epoch, offset):
+    return Cursor(Position(epoch, offset))
+
+
+def places(runs):
+    """The runs' places one by one, as (epoch, place)."""
+    return [(run.epoch, place) for run in runs for place in range(run.offset, run.offset + run.count)]
+
+
+runs = st.lists(st.builds(Run, st.integers(0, 3), st.integers(0, 50), st.integers(1, 30)), max_size=6)
 
 
 class TestPermutation:
@@ -92,55 +109,111 @@ class TestDraws:
     @given(size=sizes, batch=batches)
     @settings(max_examples=60, deadline=None)
     def test_one_epoch_takes_every_place_once_and_ends_at_the_next(self, size, batch):
-        draws, after = walk(Position(4, 0), size, batch, "keep", updates_per_epoch(size, batch, "keep"))
-        places = [place for one in draws for place in range(one.start.offset, one.start.offset + one.count)]
-        assert places == list(range(size))
-        assert {one.start.epoch for one in draws} == {4}
-        assert after == Position(5, 0)
+        draws, after = walk(at(4, 0), size, batch, "keep", updates_per_epoch(size, batch, "keep"))
+        assert places(run for one in draws for run in one.runs) == [(4, place) for place in range(size)]
+        assert all(one.count <= batch for one in draws)
+        assert after == at(5, 0)
 
     @given(size=sizes, batch=batches)
     @settings(max_examples=60, deadline=None)
     def test_dropping_leaves_out_only_what_does_not_fill_a_batch(self, size, batch):
         assume(batch <= size)
-        draws, after = walk(Position(0, 0), size, batch, "drop", updates_per_epoch(size, batch, "drop"))
+        draws, after = walk(at(0, 0), size, batch, "drop", updates_per_epoch(size, batch, "drop"))
         assert [one.count for one in draws] == [batch] * (size // batch)
-        assert after == Position(1, 0)
+        assert after == at(1, 0)
 
     def test_the_last_update_of_an_epoch_is_short(self):
-        assert draw(Position(2, 96), 100, 32, "keep") == Draw(Position(2, 96), 4)
-        assert advance(Position(2, 96), 100, 32, "keep") == Position(3, 0)
+        assert draw(at(2, 96), 100, 32, "keep") == Draw((Run(2, 96, 4),))
+        assert advance(at(2, 96), 100, 32, "keep") == at(3, 0)
 
     def test_a_position_at_the_end_of_an_epoch_draws_from_the_next(self):
-        assert draw(Position(2, 100), 100, 32, "keep") == Draw(Position(3, 0), 32)
-        assert draw(Position(2, 96), 100, 32, "drop") == Draw(Position(3, 0), 32)
+        assert draw(at(2, 100), 100, 32, "keep") == Draw((Run(3, 0, 32),))
+        assert draw(at(2, 96), 100, 32, "drop") == Draw((Run(3, 0, 32),))
 
     def test_a_batch_that_never_fills_is_refused(self):
         for ask in (draw, advance):
             with pytest.raises(ValueError, match="a batch of 11 samples never fills"):
-                ask(Position(0, 0), 10, 11, "drop")
+                ask(at(0, 0), 10, 11, "drop")
         with pytest.raises(ValueError, match=r"train\.last_batch"):
             updates_per_epoch(10, 11, "drop")
         assert updates_per_epoch(10, 11, "keep") == 1
 
     def test_an_empty_training_set_is_refused(self):
         with pytest.raises(ValueError, match="the training set is empty"):
-            draw(Position(0, 0), 0, 4, "keep")
+            draw(at(0, 0), 0, 4, "keep")
 
     @given(
         size=sizes, plans=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 8)), min_size=1, max_size=8)
     )
     @settings(max_examples=60, deadline=None)
     def test_changing_the_batch_and_the_workers_loses_and_repeats_nothing(self, size, plans):
-        position, taken = Position(0, 0), Counter()
-        while position.epoch < 2:
+        cursor, taken = at(0, 0), Counter()
+        while cursor.position.epoch < 2:
             batch, workers = plans[len(taken) % len(plans)]
-            one = draw(position, size, batch, "keep")
-            order = permutation(9, one.start.epoch, size)[one.start.offset :][: one.count]
+            (run,) = draw(cursor, size, batch, "keep").runs
+            order = permutation(9, run.epoch, size)[run.offset :][: run.count]
             for rank in range(workers):
-                for piece in micro_batches(one.count, rank, workers, accumulate=2):
-                    taken.update((one.start.epoch, int(order[place])) for place in piece)
-            position = advance(position, size, batch, "keep")
+                for piece in micro_batches(run.count, rank, workers, accumulate=2):
+                    taken.update((run.epoch, int(order[place])) for place in piece)
+            cursor = advance(cursor, size, batch, "keep")
         assert taken == {(epoch, sample): 1 for epoch in range(2) for sample in range(size)}
+
+
+class TestUnfinishedRuns:
+    WAITING = (Run(0, 90, 10), Run(1, 5, 3), Run(1, 20, 4))
+
+    def test_they_come_first_in_their_order_and_are_split_where_an_update_is_full(self):
+        draws, after = walk(Cursor(Position(1, 40), self.WAITING), 100, 8, "keep", 4)
+        assert draws == [
+            Draw((Run(0, 90, 8),)),
+            Draw((Run(0, 98, 2), Run(1, 5, 3), Run(1, 20, 3))),
+            # 17 samples: the last one of them is an update of its own, and nothing fresh joins it.
+            Draw((Run(1, 23, 1),)),
+            Draw((Run(1, 40, 8),)),
+        ]
+        assert after == at(1, 48)
+
+    def test_what_an_update_leaves_of_them_still_waits(self):
+        after = advance(Cursor(Position(1, 40), self.WAITING), 100, 12, "keep")
+        assert after == Cursor(Position(1, 40), (Run(1, 7, 1), Run(1, 20, 4)))
+
+    def test_dropping_short_batches_drops_none_of_them(self):
+        draws, after = walk(Cursor(Position(1, 96), (Run(0, 90, 5),)), 100, 8, "drop", 2)
+        assert draws == [Draw((Run(0, 90, 5),)), Draw((Run(2, 0, 8),))]
+        assert after == at(2, 8)
+
+    def test_the_epoch_that_they_are_the_end_of_is_over_with_them(self):
+        assert advance(Cursor(Position(0, 100), (Run(0, 90, 8),)), 100, 8, "keep") == at(1, 0)
+
+    @given(size=sizes, batch=batches, offset=st.integers(0, 199), waiting=runs)
+    @settings(max_examples=60, deadline=None)
+    def test_every_place_is_drawn_once_and_the_data_end_as_without_them(self, size, batch, offset, waiting):
+        position = Position(2, offset % size)
+        first = -(-samples_in(waiting) // batch)
+        draws, after = walk(Cursor(position, tuple(waiting)), size, batch, "keep", first + 3)
+        alone, end = walk(Cursor(position), size, batch, "keep", 3)
+        assert places(run for one in draws[:first] for run in one.runs) == places(waiting)
+        assert draws[first:] == alone
+        assert after == end
+
+
+class TestSections:
+    @given(pieces=runs, start=st.integers(0, 60), count=st.integers(0, 60))
+    @settings(max_examples=60, deadline=None)
+    def test_a_section_holds_the_places_that_were_asked_for(self, pieces, start, count):
+        cut = section(pieces, range(start, start + count))
+        assert places(cut) == places(pieces)[start : start + count]
+        assert all(run.count for run in cut)
+        assert samples_in(cut) == len(places(cut))
+
+    @given(count=st.integers(1, 40), parts=st.integers(1, 12))
+    @settings(max_examples=60, deadline=None)
+    def test_the_parts_of_a_run_are_near_equal_and_none_is_empty(self, count, parts):
+        run = Run(3, 7, count)
+        cut = parts_of(run, parts)
+        assert places(cut) == places([run])
+        assert len(cut) == min(parts, count)
+        assert cut[0].count - cut[-1].count in (0, 1)
 
 
 class TestSplit:

@@ -17,6 +17,7 @@ from dist_train.runtime.opening import (
     open_run_directory,
     read_summary,
     refuse_impossible,
+    refuse_other_launcher,
     with_workers,
     write_down,
 )
@@ -82,6 +83,40 @@ class TestWorkers:
         config = configured(parallel={"workers": 2})
         assert with_workers(config, 8).parallel.workers == 8
         assert config.parallel.workers == 2
+
+
+class TestServerModes:
+    def test_workers_that_are_counted_here_must_suit_the_mode(self, gpus: Any) -> None:
+        config = configured(parallel={"mode": "backup", "backups": 2})
+        gpus(3)
+        assert refuse_impossible(config, {}).parallel.workers == 3
+        gpus(2)
+        with pytest.raises(ConfigError, match=r"parallel.backups: 2 of 2 groups .* give at most 1"):
+            refuse_impossible(config, {})
+
+    def test_groups_must_fit_into_the_workers_that_are_counted(self, gpus: Any) -> None:
+        gpus(3)
+        with pytest.raises(ConfigError, match=r"parallel.group_size: 3 workers cannot be cut"):
+            refuse_impossible(configured(parallel={"mode": "async", "group_size": 2}), {})
+
+    def test_what_this_machine_has_says_nothing_about_a_cluster(self, gpus: Any) -> None:
+        parallel = {"mode": "async", "workers": 6, "device": "cuda", "cluster": {"address": "host:6379"}}
+        assert refuse_impossible(configured(parallel=parallel), {}).parallel.workers == 6
+        gpus(2)
+        assert refuse_impossible(configured(parallel=parallel), {}).parallel.workers == 6
+        with pytest.raises(ConfigError, match=r"parallel.workers: 6 workers but 2 GPUs"):
+            refuse_impossible(configured(parallel={**parallel, "mode": "sync"}), {})
+
+    def test_the_workers_of_a_cluster_are_not_counted_here(self, gpus: Any) -> None:
+        parallel = {"mode": "async", "cluster": {"address": "auto"}}
+        with pytest.raises(ConfigError, match=r"parallel.workers: auto .* give their number"):
+            refuse_impossible(configured(parallel=parallel), {})
+        assert refuse_impossible(configured(parallel={**parallel, "mode": "sync"}), {}).parallel.workers == 1
+
+    def test_start_their_workers_themselves(self) -> None:
+        refuse_other_launcher(configured(), "torchrun")
+        with pytest.raises(ConfigError, match=r"parallel.mode: async starts .* torchrun started this"):
+            refuse_other_launcher(configured(parallel={"mode": "async"}), "torchrun")
 
 
 class TestRunDirectory:

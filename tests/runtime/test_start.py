@@ -169,6 +169,13 @@ class TestDryRun:
             monkeypatch.setattr(start, "find_place", lambda count=workers: Place(workers=count))
             assert f"workers {list(range(workers))}" in dry_run_text(Request(GIVEN))
 
+    def test_under_torchrun_a_mode_with_a_server_is_refused(
+        self, launches: Launches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(start, "find_place", lambda: Place(workers=2, started_by="torchrun"))
+        with pytest.raises(ConfigError, match=r"parallel.mode: async starts its workers itself"):
+            dry_run_text(Request(GIVEN, ("parallel.mode=async",)))
+
 
 def test_a_directory_without_checkpoints_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no checkpoints"):

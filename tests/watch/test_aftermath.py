@@ -41,3 +41,27 @@ def test_a_failed_run_is_summed_up_from_its_records(tmp_path: Path) -> None:
 def test_a_run_that_failed_before_its_first_line_has_a_summary_too(tmp_path: Path) -> None:
     write_failure(CONFIG, tmp_path, "no memory")
     assert json.loads((tmp_path / SUMMARY).read_text())["steps"] == 0
+
+
+def test_of_a_server_it_has_what_became_of_the_gradients(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"parallel": CONFIG.parallel.model_copy(update={"mode": "async"})})
+    counts = {"computed": 9, "applied": 7, "dropped": 1, "refused": 1}
+    with JsonLines(tmp_path / METRICS) as metrics:
+        metrics.write({"kind": "train", "step": 10, "computed": 4, "applied": 4})
+        metrics.write({"kind": "train", "step": 20, **counts})
+    with JsonLines(tmp_path / EVENTS) as events:
+        events.write({"event": "staleness", "since_step": 0, "step": 10, "gradients": {"0": 2}})
+        events.write({"event": "staleness", "since_step": 10, "step": 20, "gradients": {"9": 99}})
+        # Resumed at step 10: what came after it was trained again.
+        events.write({"event": "staleness", "since_step": 10, "step": 20, "gradients": {"3": 2}})
+    write_failure(config, tmp_path, "shard 0 was killed")
+    summary = json.loads((tmp_path / SUMMARY).read_text())
+    assert summary["gradients"] == counts
+    assert summary["staleness"] == {"mean": 1.5, "p50": 0, "p99": 3, "max": 3}
+
+
+def test_of_a_server_that_failed_at_once_the_counts_are_zero(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"parallel": CONFIG.parallel.model_copy(update={"mode": "async"})})
+    write_failure(config, tmp_path, "no memory")
+    summary = json.loads((tmp_path / SUMMARY).read_text())
+    assert set(summary["gradients"].values()) == {0}

@@ -13,7 +13,8 @@ import pytest
 from dist_train.watch.display import Display, LastingStream, PlainDisplay, SilentDisplay, open_display
 from dist_train.watch.figures import Length
 from dist_train.watch.live import LiveDisplay
-from dist_train.watch.records import StepTimes, TrainLine, ValLine
+from dist_train.watch.records import StepTimes, TrainLine, ValLine, WorkerFigures
+from dist_train.watch.tally import CAUSES
 
 LENGTH = Length(steps=460, samples=29440, epochs=20)
 TIMES = StepTimes(data=0.1, forward=0.1, backward=0.1, communication=0.1, update=0.1)
@@ -99,6 +100,32 @@ def test_plain_training_lines_come_at_most_once_a_second_but_the_last_always() -
         display.train(replace(TRAIN, step=step))
     shown = [line.split("/")[0].split()[-1] for line in stream.getvalue().splitlines()]
     assert shown == ["10", "30", str(LENGTH.steps)]
+
+
+def served(step: int) -> TrainLine:
+    counts = dict.fromkeys(("staleness_p99", "computed", "applied", "dropped", "refused", "requeued"), 0)
+    waiting = {f"waiting_{cause}": 0.0 for cause in CAUSES}
+    worker = WorkerFigures(name="0", samples_per_s=160.0, staleness=1.5, dropped=0, waiting=0.0)
+    return replace(TRAIN, step=step, extras={"staleness": 1.5, **counts, **waiting}, workers=(worker,))
+
+
+def test_plain_lines_of_a_server_have_staleness_and_more_rarely_each_workers_own() -> None:
+    stream, times = io.StringIO(), iter([0.0, 2.0, 9.0, 10.5, 11.0])
+    display = PlainDisplay(LENGTH, stream, clock=lambda: next(times))
+    for step in (10, 20, 30, 40, LENGTH.steps):
+        display.train(served(step))
+    lines = stream.getvalue().splitlines()
+    assert "data wait 2%  staleness 1.5 (p99 0)  waiting 0%  ETA" in lines[0]
+    assert lines[1] == "workers  0: 160 samples/s, staleness 1.5"
+    kinds = ["workers" if line.startswith("workers") else line.split("/")[0].split()[-1] for line in lines]
+    assert kinds == ["10", "workers", "20", "30", "40", "workers", "460", "workers"]
+
+
+def test_the_summary_of_a_server_has_its_rows() -> None:
+    stream = io.StringIO()
+    staleness = {"mean": 1.5, "p50": 1, "p99": 4, "max": 9}
+    PlainDisplay(LENGTH, stream).finish({**SUMMARY, "staleness": staleness})
+    assert "staleness      mean 1.50, p99 4, max 9" in stream.getvalue().splitlines()
 
 
 def test_plain_lines_hold_no_control_characters() -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from dist_train.watch.figures import Length
 from dist_train.watch.live import Bar, LiveDisplay
-from dist_train.watch.records import StepTimes, TrainLine, ValLine
+from dist_train.watch.records import StepTimes, TrainLine, ValLine, WorkerFigures
+from dist_train.watch.tally import CAUSES
 
 LENGTH = Length(steps=460, samples=29440, epochs=20)
 TRAIN = TrainLine(
@@ -119,6 +120,41 @@ def test_the_last_line_is_drawn_in_the_end() -> None:
         display.train(replace(TRAIN, step=step))
     display.close()
     assert "step  12/460" in plain(written(console))
+
+
+SERVED = replace(
+    TRAIN,
+    extras={
+        **dict.fromkeys(("computed", "applied", "refused", "requeued"), 100),
+        **{f"waiting_{cause}": 1.0 for cause in CAUSES},
+        "staleness": 1.5,
+        "staleness_p99": 4,
+        "dropped": 7,
+        "refused": 0,
+    },
+    workers=tuple(
+        WorkerFigures(name=str(number), samples_per_s=80.0, staleness=1.5, dropped=0, waiting=0.1)
+        for number in range(2)
+    ),
+)
+
+
+def test_a_server_has_a_line_and_its_workers_a_table_below_the_bar() -> None:
+    console = terminal(80)
+    display = LiveDisplay(LENGTH, console)
+    display.start({})
+    display.train(SERVED)
+    display.close()
+    lines = [line.rstrip() for line in plain(written(console)).splitlines()]
+    assert lines[-5].startswith("loss 2.1000  lr 0.1  samples/s 320")
+    assert lines[-4] == "staleness 1.5 (p99 4)  dropped 7 (7.0%)  waiting 10% (quorum 2%)"
+    assert lines[-3].split() == ["worker", "samples/s", "staleness", "dropped", "waiting"]
+    assert [line.split()[:2] for line in lines[-2:]] == [["0", "80.0"], ["1", "80.0"]]
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 80, 160])
+def test_the_bar_of_a_server_never_takes_more_than_three_lines(width: int) -> None:
+    assert len(bar(width, SERVED)) == 3
 
 
 def test_what_happens_is_printed_above_the_bar() -> None:

@@ -13,10 +13,20 @@ from dist_train.core.keeper import Origin
 from dist_train.core.state import Counted
 from dist_train.plan import make_plan
 from dist_train.rules.sampling import Position
+from dist_train.watch.course import Earlier
+from dist_train.watch.figures import Length
+from dist_train.watch.forwarded import ForwardedDisplay
 from dist_train.watch.logbook import METRICS, NoLogbook
-from dist_train.watch.opening import Scene, announce, arithmetic, earlier, start_facts
+from dist_train.watch.opening import (
+    Scene,
+    announce,
+    arithmetic,
+    earlier,
+    length_of,
+    open_logbook,
+    start_facts,
+)
 from dist_train.watch.records import JsonLines
-from dist_train.watch.reporter import Earlier
 
 SCENE = Scene("CPU", 4810, "launcher", 0)
 
@@ -85,6 +95,18 @@ class TestArithmetic:
     def test_of_each_scaling_rule(self, schedule: dict[str, Any], text: str) -> None:
         assert spelt_out(schedule=schedule)["learning rate"] == text
 
+    def test_of_a_parameter_server(self) -> None:
+        facts = spelt_out(workers=5, parallel={"mode": "backup", "backups": 1})
+        # The rate and the steps follow the 4 gradients that count.
+        assert facts["global batch"] == "128 = 4 gradients of 32 samples"
+        assert facts["epoch"] == "1,437 samples = 12 steps of 128, the last one shorter"
+        assert facts["learning rate"] == "0.4 = 0.1 x 128/32 (linear scaling)"
+        assert facts["staleness"] == "always 0"
+
+    def test_of_local_steps_the_rate_is_that_of_a_members_own_steps(self) -> None:
+        facts = spelt_out(workers=2, parallel={"mode": "async", "local_steps": 10})
+        assert facts["learning rate"] == "0.1 = 0.1 x 32/32 (linear scaling)"
+
     def test_a_warmup_with_nothing_to_climb_says_so(self) -> None:
         schedule = {"scaling": "none", "warmup": {"kind": "gradual", "epochs": 1}}
         assert spelt_out(schedule=schedule)["warmup"].endswith("; not used, since the rate does not rise")
@@ -143,6 +165,24 @@ class TestAnnouncement:
             "resumed from runs/x/checkpoints/step_00000046: step 46, 2,874 samples"
         )
         assert rescaled["note"] == "global batch 64 -> 32"
+
+
+class TestBook:
+    def test_is_shown_where_it_is_told_to(self, tmp_path: Path) -> None:
+        config = configured(logging={"tensorboard": False})
+        display = ForwardedDisplay()
+        plan = make_plan(config, 2, 1437)
+        book = open_logbook(config, plan, tmp_path, 0, 0, Counted(), display)
+        book.event({"event": "any", "note": "shown"})
+        book.close()
+        assert display.taken() == [("note", ("shown",)), ("close", ())]
+
+    def test_the_length_counts_what_is_made_and_what_is_left(self) -> None:
+        plan = make_plan(configured(), 2, 1437)
+        # 23 updates an epoch, 10 epochs.
+        assert length_of(plan, Counted()) == Length(230, 14370, 10.0)
+        resumed = Counted(updates=20, samples=1280, position=Position(0, 1280))
+        assert length_of(plan, resumed).steps == 230
 
 
 class TestEarlier:

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.errors import TrainingError
-from dist_train.watch.records import JsonLines, StepTimes, TrainLine, ValLine, read, to_json, trim
+from dist_train.watch.records import (
+    JsonLines,
+    StepTimes,
+    TrainLine,
+    ValLine,
+    WorkerFigures,
+    read,
+    to_json,
+    trim,
+)
 
 TIMES = StepTimes(data=0.001, forward=0.002, backward=0.003, communication=0.004, update=0.005)
 
@@ -71,6 +80,12 @@ def test_a_training_line_adds_what_was_measured_and_what_the_mode_adds() -> None
     assert (record["grad_norm"], record["slowest_rank"], record["replica"]) == (1.5, 0, 1)
     assert record["staleness"] == 2.0
     assert "extras" not in record
+
+
+def test_a_training_line_of_a_server_holds_each_workers_figures() -> None:
+    worker = WorkerFigures(name="6-7", samples_per_s=80.0, staleness=1.5, dropped=2, waiting=0.25)
+    (found,) = json.loads(to_json(train_line(workers=(worker,)).record()))["workers"]
+    assert found == {"name": "6-7", "samples_per_s": 80.0, "staleness": 1.5, "dropped": 2, "waiting": 0.25}
 
 
 def test_a_validation_line_has_the_metrics_beside_the_loss() -> None:

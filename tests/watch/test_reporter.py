@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from dist_train.core.state import Counted
 from dist_train.plan import make_plan
 from dist_train.rules.sampling import Position
 from dist_train.rules.straggler import StepTimes
-from dist_train.watch import reporter as module
+from dist_train.watch.course import Earlier
 from dist_train.watch.logbook import NoLogbook
 from dist_train.watch.records import TrainLine, ValLine
-from dist_train.watch.reporter import Earlier, Reporter
+from dist_train.watch.reporter import Reporter
 
 CONFIG = load_config(
     {
@@ -59,29 +58,24 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
-
-
-def reporting(earlier: Earlier | None = None, restarts: int = 0) -> tuple[Reporter, Book, Counted]:
+def reporting(clock: Clock | None = None, restarts: int = 0) -> tuple[Reporter, Book, Counted]:
     book, counted = Book(), Counted(10, 160, Position(1, 60))
     plan = make_plan(CONFIG, workers=2, train_size=100)
-    return Reporter(book, CONFIG, plan, counted, restarts, earlier or Earlier()), book, counted
+    reporter = Reporter(book, CONFIG, plan, counted, restarts, Earlier(), clock or Clock())
+    return reporter, book, counted
 
 
 def measurement(*times: StepTimes, samples: int = 160, seconds: float = 2.0) -> Measurement:
     return Measurement(0.5, samples, seconds, list(times or (EVEN, EVEN)), 300.0, 1.25)
 
 
-def test_a_training_line_says_where_training_stands_and_how_fast_it_goes(clock: Clock) -> None:
-    reporter, book, _ = reporting()
+def test_a_training_line_says_where_training_stands_and_how_fast_it_goes() -> None:
+    clock = Clock()
+    reporter, book, _ = reporting(clock)
     clock.now += 5
     reporter.measured(measurement(), rate=0.2)
     (line,) = book.trained
@@ -122,37 +116,6 @@ def test_even_workers_raise_no_alarm() -> None:
     assert book.events == []
 
 
-def test_the_clock_of_a_resumed_run_goes_on(clock: Clock) -> None:
-    reporter, book, _ = reporting(Earlier(wall_s=100.0))
-    clock.now += 3
-    reporter.measured(measurement(), rate=0.1)
-    assert book.trained[0].wall_s == 103.0
-
-
-def best_of(*losses: float, earlier: Earlier | None = None) -> dict[str, float]:
-    reporter, book, counted = reporting(earlier)
-    for number, loss in enumerate(losses, start=1):
-        counted.updates = number
-        reporter.validated({"loss": loss, "accuracy": 1 - loss}, seconds=0.1)
-    reporter.finish("done", Path("run"), None)
-    return dict(book.summary["best"])
-
-
-def test_the_best_validation_is_the_one_of_lowest_loss() -> None:
-    assert best_of(0.5, 0.25, 0.75) == {"step": 2, "loss": 0.25, "accuracy": 0.75}
-
-
-def test_a_loss_that_is_not_a_number_is_never_the_best_of_several() -> None:
-    assert best_of(math.nan, 0.5)["step"] == 2
-    assert best_of(0.5, math.nan)["step"] == 1
-    assert best_of(math.nan, 0.5, math.nan, 0.25)["step"] == 4
-
-
-def test_the_best_of_before_a_restart_still_counts() -> None:
-    earlier = Earlier(best={"step": 0, "loss": 0.125, "accuracy": 0.99})
-    assert best_of(0.5, earlier=earlier) == {"step": 0, "loss": 0.125, "accuracy": 0.99}
-
-
 def test_a_validation_line_has_the_measures_beside_the_loss() -> None:
     reporter, book, _ = reporting()
     assert not reporter.has_validated
@@ -163,8 +126,9 @@ def test_a_validation_line_has_the_measures_beside_the_loss() -> None:
     assert line.metrics == {"accuracy": 0.75}
 
 
-def test_the_summary_holds_what_other_programs_rely_on(clock: Clock) -> None:
-    reporter, book, _ = reporting(restarts=1)
+def test_the_summary_holds_what_other_programs_rely_on() -> None:
+    clock = Clock()
+    reporter, book, _ = reporting(clock, restarts=1)
     reporter.measured(measurement(samples=100, seconds=2.0), rate=0.1)
     reporter.measured(measurement(samples=60, seconds=2.0), rate=0.1)
     reporter.validated({"loss": 0.5, "accuracy": 0.75}, seconds=0.25)

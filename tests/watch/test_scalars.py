@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dist_train.watch.records import StepTimes, TrainLine, ValLine
+from dist_train.watch.records import StepTimes, TrainLine, ValLine, WorkerFigures
 from dist_train.watch.scalars import NoScalars, Scalars
 
 TIMES = StepTimes(data=0.001, forward=0.002, backward=0.003, communication=0.004, update=0.005)
@@ -77,6 +78,16 @@ def test_tensorboard_reads_every_figure_by_global_step(tmp_path: Path) -> None:
     assert series(read, "val/loss") == [(20, 0.5)]
     assert series(read, "val/accuracy") == [(20, 0.75)]
     assert series(read, "fault/restarts") == [(0, 2.0)]
+
+
+def test_the_figures_of_a_server_have_a_place_of_their_own(tmp_path: Path) -> None:
+    worker = WorkerFigures(name="0", samples_per_s=9.0, staleness=3.0, dropped=0, waiting=0.1)
+    scalars = Scalars(tmp_path, refuse)
+    scalars.train(replace(train_line(10, 2.5), workers=(worker,)))
+    scalars.close()
+    read = events(tmp_path)
+    assert series(read, "server/staleness") == [(10, 3.0)]
+    assert "mode/staleness" not in read.Tags()["scalars"]
 
 
 def test_the_configuration_is_there_once_as_text(tmp_path: Path) -> None:

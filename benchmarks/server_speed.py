@@ -1,0 +1,81 @@
+"""The speed of two workers: the parameter server, its rivals, and what the machine allows.
+
+In a step each of the two workers computes one gradient, whatever the mode makes of it: as many steps per
+second are as many samples per second in every mode, and in an asynchronous one twice as many updates.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import environment, used
+from benchmarks.step_time import HUGE_PAGES, LAUNCHES, WARMUP, dist_train
+from benchmarks.turns import Contestant, Job, Stage
+
+WORKERS = 2
+STEPS = {"mlp_100k": 400, "mlp_1m": 100, "mlp": 20, "mlp_50m": 5}
+# What the floor's program does for a gradient: everything, and each part without the others.
+FLOORS: Mapping[str, Sequence[str]] = {
+    "floor": ("compute", "gradient", "step", "read"),
+    "compute": ("compute",),
+    "gradient": ("gradient",),
+    "step": ("step",),
+    "read": ("read",),
+}
+
+
+def floor(workload: str, name: str = "floor") -> Contestant:
+    """The program with no control; it asks malloc for large pages, as dist_train's workers do."""
+    command = [sys.executable, "-m", "benchmarks.contestants.floor", workload, "--parts", *FLOORS[name]]
+    return Contestant(name, [*HUGE_PAGES, *command])
+
+
+def ray_actors(workload: str, folder: Path) -> Contestant:
+    """Ray's example, its session in ``folder``.
+
+    Ray would lower its workers' priority, which counts wherever a core is shared.
+    """
+    command = [sys.executable, "-m", "benchmarks.contestants.ray_actors", workload]
+    return Contestant("ray_actors", ["env", "RAY_worker_niceness=0", f"TMPDIR={folder}", *command])
+
+
+def contestants(workload: str, folder: Path, parts: bool) -> list[Contestant]:
+    """The trainers and the floor; with ``parts``, also each part of the floor on its own."""
+    rivals = [ray_actors(workload, folder), dist_train(workload, folder, name="sync")]
+    return [*rivals, *(floor(workload, name) for name in (FLOORS if parts else ["floor"]))]
+
+
+def measure(workload: str, rounds: int, parts: bool = False) -> dict[str, Any]:
+    """Return the seconds of a step by contestant and round, and by launch what all its processes used."""
+    result: dict[str, dict[str, list[float]]] = {
+        "server_seconds_per_step": {},
+        "server_processor_s_per_step": {},
+    }
+    for _ in range(min(LAUNCHES, rounds)):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            with Stage(contestants(workload, folder, parts), folder, environment()) as stage:
+                for measured, by_name in _launch(stage, max(1, rounds // LAUNCHES), STEPS[workload]).items():
+                    for name, numbers in by_name.items():
+                        result[measured].setdefault(name, []).extend(numbers)
+    return result
+
+
+def _launch(stage: Stage, rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
+    stage.rounds(0, 0, max(WARMUP, steps))
+    before = [_processor_s(job) for job in stage.jobs]
+    seconds = stage.rounds(rounds, steps, 0)
+    processor = {
+        job.contestant.name: [(_processor_s(job) - then) / (rounds * steps)]
+        for job, then in zip(stage.jobs, before, strict=True)
+    }
+    return {"server_seconds_per_step": seconds, "server_processor_s_per_step": processor}
+
+
+def _processor_s(job: Job) -> float:
+    """Return what all processes of a job have used; those that ended in between are forgotten."""
+    return sum(used(pid).processor_s for pid in job.processes())

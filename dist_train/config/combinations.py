@@ -1,0 +1,165 @@
+"""Which settings cannot go together, and what to write instead.
+
+Each rule yields the key to change and what is wrong with it. Rules that need the number of workers are
+silent while that is "auto"; whoever has counted them asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from dist_train.config.parallel import DelayCompensated, ElasticOuter, InverseDamping, NoDamping, Parallel
+from dist_train.config.problems import ROOT, KeyPath, dotted
+
+if TYPE_CHECKING:
+    from dist_train.config.schema import Config, Faults
+
+Contradiction = tuple[KeyPath, str]
+
+# What DDP offers inside a group, and the value that leaves it off.
+OF_ALL_REDUCE = {"compression": "none", "sync_batch_norm": False, "find_unused_parameters": False}
+
+
+class Contradictions(ValueError):
+    """All that does not go together, each with the key it is about."""
+
+    def __init__(self, found: Iterable[Contradiction]) -> None:
+        self.found = tuple(found)
+        super().__init__("; ".join(lines(self.found)))
+
+
+def lines(found: Iterable[Contradiction]) -> list[str]:
+    """Write contradictions as one line each."""
+    return [f"{dotted(path)}: {text}" if path else text for path, text in found]
+
+
+def contradictions(config: Config) -> list[Contradiction]:
+    """Return everything in ``config`` that cannot go together, in the order of its keys."""
+    parallel = config.parallel
+    found = [*_batch(config), *_mode(parallel), *_damping(parallel), *_downpour(parallel)]
+    found += [*_local_steps(parallel), *_groups_of_one(config), *_batch_norm(config)]
+    if parallel.workers != "auto":
+        found += [*_workers(parallel, parallel.workers), *_slow(config.faults, parallel.workers)]
+    return found
+
+
+def _key(name: str) -> KeyPath:
+    return ("parallel", name)
+
+
+def _batch(config: Config) -> Iterator[Contradiction]:
+    if (config.train.batch_size is None) == (config.parallel.global_batch is None):
+        yield (
+            ROOT,
+            "give exactly one of train.batch_size (per worker) and parallel.global_batch (all workers)",
+        )
+
+
+def _mode(parallel: Parallel) -> Iterator[Contradiction]:
+    """Settings of one mode, given in another."""
+    mode = parallel.mode
+    if parallel.group_size > 1 and not parallel.has_server:
+        text = "in mode sync all workers are one group; set it to 1, or choose another parallel.mode"
+        yield _key("group_size"), text
+    if parallel.backups != 0 and mode != "backup":
+        yield _key("backups"), f"mode {mode} has no backup workers; set it to 0, or parallel.mode to backup"
+    if parallel.max_staleness is not None and mode != "bounded":
+        yield _key("max_staleness"), f"mode {mode} has no bound; set it to null, or parallel.mode to bounded"
+    if parallel.max_staleness is None and mode == "bounded":
+        text = "missing; mode bounded needs a whole number of at least 0: 3 to 10 are usual, 0 is synchronous"
+        yield _key("max_staleness"), text
+    if parallel.aggregate > 1 and mode != "async":
+        yield _key("aggregate"), f"only mode async has it, and this is mode {mode}; set it to 1"
+
+
+def _damping(parallel: Parallel) -> Iterator[Contradiction]:
+    if isinstance(parallel.damping, NoDamping):
+        return
+    if parallel.always_fresh:
+        bound = " with max_staleness 0" if parallel.mode == "bounded" else ""
+        text = f"in mode {parallel.mode}{bound} every gradient is fresh, its staleness always 0"
+        yield _key("damping"), f"{text}; set it to none"
+    elif isinstance(parallel.damping, DelayCompensated) and parallel.outer_in_force is not None:
+        # The square of a gradient stands for the curvature; that of a sum of steps does not.
+        text = "delay_compensated corrects gradients, and local steps send none; set it to none or inverse"
+        yield _key("damping"), text
+
+
+def _downpour(parallel: Parallel) -> Iterator[Contradiction]:
+    """Downpour's steps between exchanges (Dean et al. 2012, section 4.1).
+
+    Backup and bounded promise which updates a gradient has seen, and a group that reads rarely breaks that.
+    Between two reads a group's parameters are of no version, so that staleness says nothing about its
+    gradients; Zhang et al. 2015 found damped gradients that were accrued to train worse models.
+    """
+    for name in ("fetch_every", "push_every"):
+        if getattr(parallel, name) == 1:
+            continue
+        if parallel.mode != "async":
+            text = f"only mode async has it, and this is mode {parallel.mode}; set it to 1, and use"
+            yield _key(name), f"{text} parallel.local_steps or train.accumulate to exchange less often"
+        elif parallel.outer_in_force is not None:
+            text = "with local steps a group reads and sends once in parallel.local_steps; set it to 1"
+            yield _key(name), text
+        elif not isinstance(parallel.damping, NoDamping):
+            text = f"damping {parallel.damping.kind} needs each gradient computed from one version and sent"
+            yield _key(name), f"{text} on its own; set it to 1, or parallel.damping to none"
+
+
+def _local_steps(parallel: Parallel) -> Iterator[Contradiction]:
+    if parallel.outer_in_force is None:
+        return
+    if not parallel.has_server:
+        name = "local_steps" if parallel.outer is None else "outer"
+        text = "mode sync has no local steps; set parallel.mode to bounded and parallel.max_staleness to 0"
+        yield _key(name), text
+    if not isinstance(parallel.outer, ElasticOuter):
+        return
+    if parallel.has_server and parallel.mode != "async":
+        text = f"elastic moves the centre for one group at a time, but this is mode {parallel.mode}"
+        yield _key("outer"), f"{text}; set parallel.mode to async"
+    if parallel.aggregate > 1:
+        yield _key("aggregate"), "elastic moves the centre by the whole of each group's move; set it to 1"
+    if isinstance(parallel.damping, InverseDamping):
+        text = "elastic moves a group and the centre equally far, which damping would undo; set it to none"
+        yield _key("damping"), text
+
+
+def _groups_of_one(config: Config) -> Iterator[Contradiction]:
+    parallel = config.parallel
+    if not parallel.has_server or parallel.group_size > 1:
+        return
+    for name, off in OF_ALL_REDUCE.items():
+        if getattr(parallel, name) != off:
+            text = f"groups of one worker have no all-reduce; set it to {str(off).lower()}"
+            yield _key(name), f"{text}, or parallel.group_size above 1"
+
+
+def _batch_norm(config: Config) -> Iterator[Contradiction]:
+    if config.parallel.has_server and config.validation.batch_norm_batches:
+        text = f"mode {config.parallel.mode} validates with the mean of the groups' running averages"
+        yield ("validation", "batch_norm_batches"), f"{text}; set it to 0"
+
+
+def _workers(parallel: Parallel, workers: int) -> Iterator[Contradiction]:
+    if not parallel.has_server:
+        return
+    groups, rest = divmod(workers, parallel.group_size)
+    if rest:
+        text = f"{workers} workers cannot be cut into groups of {parallel.group_size}"
+        yield _key("group_size"), f"{text}; make parallel.workers a multiple of {parallel.group_size}"
+        return
+    if parallel.mode == "backup" and parallel.backups != "auto" and parallel.backups >= groups:
+        text = f"{parallel.backups} of {groups} groups leave none whose gradients count"
+        yield _key("backups"), f"{text}; give at most {groups - 1}"
+    if parallel.mode == "async" and parallel.aggregate > groups:
+        text = f"an update of {parallel.aggregate} gradients waits for more than the {groups} groups send"
+        yield _key("aggregate"), f"{text}; give at most {groups}, or use train.accumulate"
+
+
+def _slow(faults: Faults, workers: int) -> Iterator[Contradiction]:
+    for worker in faults.slow:
+        if worker >= workers:
+            text = f"there is no worker {worker}: the workers are 0 to {workers - 1}"
+            yield ("faults", "slow", worker), text

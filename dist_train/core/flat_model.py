@@ -1,0 +1,143 @@
+"""A model over one flat vector: how parameters, gradients and statistics travel to and from a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.core.flat import Layout, Placed
+
+
+class FlatModel:
+    """A model whose trainable parameters live in one vector, laid out as ``layout`` says.
+
+    On a CPU the vector is ``host``, memory that others may read; on a GPU it is the device's own, and ``host``
+    is the (page-locked) place that copies pass through. Parameters that are not row-major keep memory of
+    their own and are copied.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, host: Tensor) -> None:
+        named = dict(model.named_parameters())
+        self._placed: list[tuple[Placed, nn.Parameter]] = [
+            (each, named[each.name]) for each in layout.parameters
+        ]
+        device = self._placed[0][1].device
+        self.layout = layout
+        self.host = host
+        self.vector = host if device.type == "cpu" else torch.zeros(layout.size, device=device)
+        self._statistics = list(_statistics(model))
+        self._apart: list[tuple[Tensor, nn.Parameter]] = []
+        for placed, parameter in self._placed:
+            view = self.vector[placed.start : placed.stop].view(placed.shape)
+            with torch.no_grad():
+                view.copy_(parameter)
+            if parameter.is_contiguous():
+                parameter.data = view
+            else:
+                self._apart.append((view, parameter))
+
+    @property
+    def statistics_size(self) -> int:
+        """The numbers that ``statistics_into`` writes."""
+        return statistics_size(self._statistics)
+
+    @torch.no_grad()
+    def arrived(self) -> None:
+        """Give the model what was written to ``host``."""
+        if self.vector is not self.host:
+            self.vector.copy_(self.host, non_blocking=True)
+        for view, parameter in self._apart:
+            parameter.copy_(view)
+
+    @torch.no_grad()
+    def collect(self) -> Tensor:
+        """Return the vector with what the model's own steps made of it."""
+        for view, parameter in self._apart:
+            view.copy_(parameter)
+        return self.vector
+
+    @torch.no_grad()
+    def gradient_into(
+        self, out: Tensor, part: slice = slice(None), weight: float = 1.0, add: bool = False
+    ) -> None:
+        """Write (or add) ``weight`` times the gradients of the parameters number ``part`` into ``out``.
+
+        A parameter without a gradient counts as one whose gradient is zero. Returns when ``out`` is whole.
+        """
+        targets: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for placed, parameter in self._placed[part]:
+            target = out[placed.start : placed.stop].view(placed.shape)
+            if parameter.grad is not None:
+                targets.append(target)
+                gradients.append(parameter.grad)
+            elif not add:
+                target.zero_()
+        if not targets:
+            return
+        if add:
+            torch._foreach_add_(targets, gradients, alpha=weight)
+        else:
+            torch._foreach_copy_(targets, gradients, non_blocking=True)
+            if weight != 1.0:
+                torch._foreach_mul_(targets, weight)
+        if gradients[0].is_cuda:
+            torch.cuda.current_stream(gradients[0].device).synchronize()
+
+    def statistics_into(self, out: Tensor) -> None:
+        """Copy the model's buffers (batch-norm statistics) into a float64 vector."""
+        write_statistics(self._statistics, out)
+
+    def take_statistics(self, vector: Tensor) -> None:
+        """Give the model's buffers the values of such a vector."""
+        read_statistics(self._statistics, vector)
+
+
+def _statistics(model: nn.Module) -> Iterable[Tensor]:
+    """The buffers that training changes and a checkpoint keeps, each once."""
+    saved = model.state_dict(keep_vars=True)
+    buffers = {id(buffer) for buffer in model.buffers()}
+    seen: set[int] = set()
+    for value in saved.values():
+        if isinstance(value, Tensor) and id(value) in buffers and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+
+
+def statistics_of(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that make up a model's statistics, in the order in which they travel."""
+    return list(_statistics(model))
+
+
+def statistics_size(buffers: Iterable[Tensor]) -> int:
+    return sum(buffer.numel() for buffer in buffers)
+
+
+@torch.no_grad()
+def write_statistics(buffers: Iterable[Tensor], out: Tensor) -> None:
+    """Copy buffers of any type into a float64 vector, which holds whole numbers up to 2**53 exactly."""
+    start = 0
+    for buffer in buffers:
+        out[start : start + buffer.numel()].copy_(buffer.reshape(-1))
+        start += buffer.numel()
+
+
+@torch.no_grad()
+def read_statistics(buffers: Iterable[Tensor], vector: Tensor) -> None:
+    start = 0
+    for buffer in buffers:
+        buffer.copy_(vector[start : start + buffer.numel()].view(buffer.shape))
+        start += buffer.numel()
+
+
+def mean_statistics(buffers: Iterable[Tensor], vectors: list[Tensor]) -> Tensor:
+    """Return the members' mean; of whole numbers, such as counts of batches, the first member's."""
+    mean = torch.stack(vectors).mean(dim=0)
+    start = 0
+    for buffer in buffers:
+        if not buffer.is_floating_point():
+            mean[start : start + buffer.numel()] = vectors[0][start : start + buffer.numel()]
+        start += buffer.numel()
+    return mean

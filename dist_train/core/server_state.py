@@ -1,0 +1,138 @@
+"""The state that a parameter server owns, between the form of a checkpoint and that of the shards' memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_train.config import schema
+from dist_train.core.checkpoint import SHARED, Part, load_part, rank_part, read_manifest
+from dist_train.core.flat import (
+    FlatState,
+    Layout,
+    flatten_optimizer_state,
+    restore_optimizer_state,
+    state_keys,
+)
+from dist_train.core.flat_model import (
+    mean_statistics,
+    read_statistics,
+    statistics_of,
+    statistics_size,
+    write_statistics,
+)
+from dist_train.core.state import State, join
+from dist_train.exchange.areas import Area, Vectors
+
+# The part of a checkpoint that only a parameter server has: its outer optimizer, mean squares, its counts.
+SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``optimizer`` is what the shards run: the configured one or, if ``outer``, that of local steps."""
+
+    optimizer: schema.AnyOptimizer
+    outer: bool
+    members: int
+    group_size: int
+    mean_squares: bool
+
+
+class ServerState:
+    """All that the server knows of a replica, on the CPU. ``statistics`` are each member's buffers."""
+
+    def __init__(self, state: State, layout: Layout, shape: Shape) -> None:
+        self.state = state
+        self.layout = layout
+        self.shape = shape
+        squares = tuple(range(shape.members)) if shape.mean_squares else ()
+        self.vectors = Vectors(layout.size, state_keys(shape.optimizer), squares)
+        self.counts: dict[str, Any] = {}
+        self._buffers = statistics_of(state.model)
+        self._further: dict[str, Tensor] = {}
+        self._scalars: dict[str, float] = {}
+        self.statistics = [self._own_statistics() for _ in range(shape.members)]
+
+    @property
+    def statistics_size(self) -> int:
+        return statistics_size(self._buffers)
+
+    def restore(self, origin: Path) -> None:
+        """Take a checkpoint of any mode; another number of members takes the buffers round about."""
+        manifest = read_manifest(origin)
+        self.state.restore_shared(load_part(origin, SHARED))
+        for member in range(self.shape.members):
+            rank = member * self.shape.group_size % manifest.workers
+            self.state.restore_own(load_part(origin, rank_part(rank)), generators=False)
+            self.statistics[member] = self._own_statistics()
+        if f"{SERVER}.json" in manifest.files:
+            part = load_part(origin, SERVER)
+            self.counts = dict(part.values["counts"])
+            self._further = dict(part.tensors)
+            self._scalars = dict(part.values["scalars"])
+
+    def begin(self, area: Area) -> dict[str, float]:
+        """Fill an area for the shards to begin from; return the optimizer's scalars."""
+        self.layout.flatten(dict(self.state.model.named_parameters()), area.parameters)
+        flat = self._flat_state()
+        for key, vector in area.optimizer.items():
+            vector.copy_(flat.vectors[key])
+        for member, squares in area.mean_squares.items():
+            saved = self._further.get(f"mean_square.{member}")
+            squares.zero_()
+            if saved is not None and saved.shape == squares.shape:
+                squares.copy_(saved)
+        return flat.scalars
+
+    def take(self, area: Area, scalars: Mapping[str, float]) -> None:
+        """Take what the shards have made of an area."""
+        self.layout.unflatten(area.parameters, dict(self.state.model.named_parameters()))
+        flat = FlatState(dict(area.optimizer), dict(scalars))
+        if self.shape.outer:
+            self._further = {f"outer.{key}": vector for key, vector in flat.vectors.items()}
+            self._scalars = dict(scalars)
+        else:
+            restore_optimizer_state(self.state.optimizer, self.layout, flat)
+            self._further = {}
+        self._further |= {f"mean_square.{member}": each for member, each in area.mean_squares.items()}
+
+    def deliver(self) -> None:
+        """Give the model the mean of the members' buffers, with which it is validated and delivered."""
+        read_statistics(self._buffers, self.mean_statistics())
+
+    def mean_statistics(self) -> Tensor:
+        return mean_statistics(self._buffers, self.statistics)
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint holds; the tensors are the live ones."""
+        parts = {SHARED: self.state.shared_part()}
+        for member, vector in enumerate(self.statistics):
+            read_statistics(self._buffers, vector)
+            buffers = {name: buffer.detach().clone() for name, buffer in self.state.model.named_buffers()}
+            # Members draw anew for every gradient: they have no generators to be saved.
+            own = join({"generators": Part(), "buffers": Part(buffers)})
+            for worker in range(self.shape.group_size):
+                parts[rank_part(member * self.shape.group_size + worker)] = own
+        self.deliver()
+        parts[SERVER] = Part(self._further, {"counts": self.counts, "scalars": self._scalars})
+        return parts
+
+    def _flat_state(self) -> FlatState:
+        if not self.shape.outer:
+            return flatten_optimizer_state(self.state.optimizer, self.layout, self.shape.optimizer)
+        flat = FlatState.begin(self.layout.size, self.shape.optimizer)
+        for key in flat.vectors:
+            if (saved := self._further.get(f"outer.{key}")) is not None and saved.numel() == self.layout.size:
+                flat.vectors[key].copy_(saved)
+        return FlatState(flat.vectors, {**flat.scalars, **self._scalars})
+
+    def _own_statistics(self) -> Tensor:
+        own = torch.empty(self.statistics_size, dtype=torch.float64)
+        write_statistics(self._buffers, own)
+        return own

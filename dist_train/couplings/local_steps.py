@@ -1,0 +1,91 @@
+"""Local steps: a member trains by itself and hands in how far it came; the server takes an outer step.
+
+Local SGD (Stich 2018) with plain averaging, DiLoCo (Douillard et al. 2023, algorithm 1) with an outer Nesterov
+step, and elastic averaging (Zhang, Choromanska and LeCun 2015, algorithm 1), where members keep their own
+parameters and are drawn to the server's. What goes to the server counts as a gradient there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.couplings import Apply, Coupling, Started
+from dist_train.exchange.server import Flat, Server, Share, Turn, is_finite
+from dist_train.optimizers.outer import attract
+
+
+class LocalSteps:
+    """``moving_rate`` is elastic averaging's alpha; None: members go on from the server's parameters."""
+
+    writes = False
+
+    def __init__(
+        self,
+        inside: Coupling,
+        server: Server,
+        flat: Flat,
+        turn: Turn,
+        share: Share,
+        moving_rate: float | None = None,
+    ) -> None:
+        self._inside = inside
+        self._server = server
+        self._flat = flat
+        self._turn = turn
+        self._share = share.elements
+        self._moving_rate = moving_rate
+        # The server's parameters as this member last read them.
+        self._centre = torch.empty_like(flat.host)
+
+    def start(self, model: nn.Module) -> Started:
+        started = self._inside.start(model)
+        turn = self._turn
+        turn.heard(self._server.join(turn.ahead))
+        turn.version = self._server.read(turn.newest, self._centre)
+        self._flat.host.copy_(self._centre)
+        self._flat.arrived()
+        return started
+
+    def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
+        return self._inside.objective(loss, predictions, batch, share)
+
+    def update(self, apply: Apply) -> None:
+        apply()
+        self._turn.steps += 1
+        if not self._turn.is_last:
+            return
+        self._flat.statistics_into(self._server.memory.statistics)
+        if self._moving_rate is None:
+            self._hand_in()
+        else:
+            self._be_drawn(self._moving_rate)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        self._inside.observe(metrics)
+
+    @torch.no_grad()
+    def _hand_in(self) -> None:
+        """Push the distance travelled, from where the steps began to where they ended, and go on from there."""
+        turn, flat, server, share = self._turn, self._flat, self._server, self._share
+        travelled = server.memory.gradients[turn.buffer][share]
+        travelled.copy_(flat.collect()[share]).neg_().add_(self._centre[share])
+        turn.heard(server.push(turn.push(is_finite(travelled))))
+        turn.version = server.read(turn.newest, self._centre)
+        flat.host.copy_(self._centre)
+        flat.arrived()
+
+    @torch.no_grad()
+    def _be_drawn(self, rate: float) -> None:
+        """Move towards the centre, and push the opposite move for the centre to make."""
+        turn, flat, server, share = self._turn, self._flat, self._server, self._share
+        turn.version = server.read(turn.newest, self._centre)
+        flat.host.copy_(flat.collect())
+        pull = torch.empty_like(self._centre)
+        attract(flat.host, self._centre, rate, out=pull)
+        server.memory.gradients[turn.buffer][share].copy_(pull[share])
+        flat.arrived()
+        turn.heard(server.push(turn.push(is_finite(pull[share]))))

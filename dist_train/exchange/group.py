@@ -1,0 +1,80 @@
+"""A group of workers acts as one member of a parameter server: one speaks, all read the same version."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from dist_train.exchange.collective import Collective, mean_in_place
+from dist_train.exchange.server import MemberMemory, Server, Sizes, Welcome
+from dist_train.rules.messages import Lease, Measured, Push, Reply, ValidationPart, Version, Work
+
+
+class GroupServer:
+    """The server as one worker of a group sees it; every verb is called by all workers of the group.
+
+    ``server`` is each worker's own way to it, whose speaking verbs only the leader uses; ``memory`` is the
+    leader's for gradients, which each worker writes its share of.
+    """
+
+    def __init__(self, server: Server, collective: Collective, leads: bool) -> None:
+        self._server = server
+        self._collective = collective
+        self._leads = leads
+        self.memory: MemberMemory = server.memory
+
+    def enlist(self, sizes: Sizes) -> Welcome:
+        welcome = self._server.enlist(sizes) if self._leads else None
+        said = b"" if welcome is None else json.dumps([welcome.seed, welcome.statistics.tolist()]).encode()
+        seed, statistics = json.loads(self._collective.tell(said))
+        return Welcome(seed, torch.tensor(statistics, dtype=torch.float64))
+
+    def join(self, ahead: int) -> Reply:
+        return self._told(self._server.join(ahead) if self._leads else None)
+
+    def push(self, push: Push) -> Reply:
+        """Push once all shares are written; finite only if every share is."""
+        mean_in_place(self._collective, [self.memory.statistics])
+        bad = self._collective.sum(torch.tensor([float(not push.finite), push.loss], dtype=torch.float64))
+        whole = replace(push, finite=not bad[0], loss=float(bad[1]))
+        return self._told(self._server.push(whole) if self._leads else None)
+
+    def measured(self, measured: Measured) -> Reply:
+        """Hand in the sums over what all workers of the group measured."""
+        names = sorted(measured.sums)
+        own = [*(measured.sums[name] for name in names), measured.samples]
+        *sums, samples = self._collective.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        whole = replace(measured, sums=dict(zip(names, sums, strict=True)), samples=samples)
+        return self._told(self._server.measured(whole) if self._leads else None)
+
+    def read(self, at_least: Version, into: Tensor) -> Version:
+        """Read again until no worker came too late for the version that the leader chose."""
+        while True:
+            chosen = self._server.read(at_least, into) if self._leads else at_least
+            version = Version(*json.loads(self._collective.tell(json.dumps(chosen).encode())))
+            got = self._leads or self._server.read_exactly(version, into)
+            if self._collective.sum(torch.tensor([float(not got)])).item() == 0:
+                return version
+
+    def read_exactly(self, version: Version, into: Tensor) -> bool:
+        return self._server.read_exactly(version, into)
+
+    def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
+        self._server.read_held(parameters, statistics)
+
+    def _told(self, reply: Reply | None) -> Reply:
+        said = b"" if reply is None else json.dumps(asdict(reply)).encode()
+        return decoded(json.loads(self._collective.tell(said)))
+
+
+def decoded(said: dict[str, object]) -> Reply:
+    """Make a reply of what ``asdict`` and JSON made of it."""
+    fields = dict(said)
+    work = tuple(Work(Lease(**each["lease"]), tuple(each["rates"])) for each in fields.pop("work"))  # type: ignore[attr-defined]
+    part = fields.pop("validation")
+    version = Version(*fields.pop("version"))  # type: ignore[misc]
+    validation = None if part is None else ValidationPart(**part)  # type: ignore[arg-type]
+    return Reply(work=work, version=version, validation=validation, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,209 @@
+"""A worker's way to its parameter server: what it announces and hears, reads and writes.
+
+The protocol, the memory through which tensors travel, and the turn that a member is at. The in-process twin is
+in ``twin.py``, the real one in ``runtime/member_process.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dist_train.exchange.segments import Segment, aligned
+from dist_train.rules.messages import Lease, Measured, Push, Reply, ValidationPart, Version, Work
+
+# Gradient buffers of a member: one may still be read while the next is written.
+BUFFERS = 2
+
+
+class MemberMemory:
+    """What a member shares with its server: gradient buffers, its parameters, its buffers' values.
+
+    ``size`` is the layout's, ``statistics`` the number of buffered values. The parameters lie where the server
+    can read them, as delay compensation needs to know what a gradient was computed from.
+    """
+
+    def __init__(self, segment: Segment, size: int, statistics: int) -> None:
+        self.segment = segment
+        stride = aligned(4 * size)
+        self.gradients = [segment.tensor(torch.float32, number * stride, size) for number in range(BUFFERS)]
+        self.parameters = segment.tensor(torch.float32, BUFFERS * stride, size)
+        start = (BUFFERS + 1) * stride
+        self.statistics = (
+            segment.tensor(torch.float64, start, statistics)
+            if statistics
+            else torch.empty(0, dtype=torch.float64)
+        )
+
+    @staticmethod
+    def bytes(size: int, statistics: int) -> int:
+        """Return how large the segment must be."""
+        return (BUFFERS + 1) * aligned(4 * size) + aligned(8 * statistics)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a member knows of data and model, which must be the same with all; ``parameters`` describes them."""
+
+    train: int
+    validation: int
+    parameters: str
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a member begins with: the seed of the order of samples, and the values of its buffers."""
+
+    seed: int
+    statistics: Tensor
+
+
+class Server(Protocol):
+    """A member's parameter server. The verbs that speak wait for the answer, and may be repeated."""
+
+    memory: MemberMemory
+
+    def enlist(self, sizes: Sizes) -> Welcome:
+        """Introduce the member's process; raises Mismatch where its data or model are others than the rest's."""
+
+    def join(self, ahead: int) -> Reply:
+        """Take the member's place; ``ahead`` leases keep it busy."""
+
+    def push(self, push: Push) -> Reply:
+        """Announce a gradient that lies in the memory's buffer ``push.buffer``."""
+
+    def measured(self, measured: Measured) -> Reply:
+        """Hand in a part of a validation."""
+
+    def read(self, at_least: Version, into: Tensor) -> Version:
+        """Copy the newest parameters that all shards have, not older than ``at_least``; say which they are."""
+
+    def read_exactly(self, version: Version, into: Tensor) -> bool:
+        """Copy these parameters and no others; False when they are not there any more."""
+
+    def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
+        """Copy the version that is held for a validation, and the buffers that belong to it."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker of a group hands in of the gradient: some parameters, by number, and their elements."""
+
+    parameters: slice
+    elements: slice
+
+
+ALL = Share(slice(None), slice(None))
+
+
+class Flat(Protocol):
+    """The model as one vector, as far as an exchange needs it."""
+
+    host: Tensor
+
+    def gradient_into(
+        self, out: Tensor, part: slice = ..., weight: float = 1.0, add: bool = False
+    ) -> None: ...
+
+    def statistics_into(self, out: Tensor) -> None: ...
+
+    def collect(self) -> Tensor: ...
+
+    def arrived(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a member measured: its loss summed over samples, its own seconds by phase, its peak memory."""
+
+    loss: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    memory_mb: float = 0.0
+    gradient_norm: float | None = None
+
+
+@dataclass
+class Turn:
+    """Where a member is: who it is, what it has in hand, what it last heard.
+
+    ``ahead`` leases keep it busy. A lease is trained in ``parts`` steps; ``part`` is the one under way.
+    """
+
+    member: int
+    incarnation: int
+    ahead: int = 1
+    parts: int = 1
+    part: int = 0
+    is_last: bool = True
+    # The part's share of the lease's samples.
+    weight: float = 1.0
+    steps: int = 0
+    sequence: int = 0
+    version: Version = field(default_factory=lambda: Version(0, 0))
+    work: deque[Work] = field(default_factory=deque)
+    # Tells what the member measured since its last push.
+    figures: Callable[[], Figures] = Figures
+    reply: Reply | None = None
+
+    @property
+    def lease(self) -> Lease:
+        return self.work[0].lease
+
+    @property
+    def newest(self) -> Version:
+        """The newest version heard of."""
+        return self.version if self.reply is None else max(self.version, self.reply.version)
+
+    @property
+    def was_overtaken(self) -> bool:
+        """Whether the last gradient did not count, as others were faster."""
+        return self.reply is not None and self.reply.outcome in ("dropped", "void")
+
+    @property
+    def buffer(self) -> int:
+        return self.sequence % BUFFERS
+
+    def push(self, finite: bool) -> Push:
+        """Return the announcement of the gradient of the lease in hand, which is hereby done with."""
+        self.sequence += 1
+        lease = self.work.popleft().lease
+        figures = self.figures()
+        return Push(
+            member=self.member,
+            incarnation=self.incarnation,
+            sequence=self.sequence,
+            lease=lease.number,
+            version=self.version,
+            samples=lease.count,
+            loss=figures.loss,
+            finite=finite and math.isfinite(figures.loss),
+            buffer=(self.sequence - 1) % BUFFERS,
+            seconds=figures.seconds,
+            memory_mb=figures.memory_mb,
+            gradient_norm=figures.gradient_norm,
+        )
+
+    def measured(self, part: ValidationPart, sums: dict[str, float], samples: float) -> Measured:
+        self.sequence += 1
+        return Measured(self.member, self.incarnation, self.sequence, part.job, part.part, sums, samples)
+
+    def heard(self, reply: Reply) -> None:
+        """Take an answer: what it brings to do comes after what is in hand."""
+        if reply.forget:
+            self.work.clear()
+        self.work.extend(reply.work)
+        self.reply = reply
+
+
+def is_finite(values: Tensor) -> bool:
+    """Say whether a vector holds neither NaN nor infinity, in one pass and without a copy."""
+    if values.numel() == 0:
+        return True
+    least, largest = torch.aminmax(values)
+    return bool(torch.isfinite(least) & torch.isfinite(largest))

@@ -1,0 +1,189 @@
+"""The door of a member: one worker of a parameter-server run, from its first read to the server's last word.
+
+Read it beside worker.py, the door of a synchronous worker: both make the same step (core/learner.py). What
+comes next is decided there by arithmetic, here by the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dist_train import __version__, optimizers, tasks
+from dist_train.config import Config, flatten
+from dist_train.config.schema import SGD, AnyOptimizer, ElasticOuter
+from dist_train.core.data import size_of
+from dist_train.core.flat import Layout
+from dist_train.core.flat_model import FlatModel, statistics_of, statistics_size
+from dist_train.core.learner import Learner, Workplace
+from dist_train.core.seeds import lease_seed, seed_all
+from dist_train.core.state import State, describe
+from dist_train.couplings import Coupling
+from dist_train.couplings.allreduce import AllReduce
+from dist_train.couplings.local_steps import LocalSteps
+from dist_train.couplings.server import ThroughServer
+from dist_train.exchange.group import GroupServer
+from dist_train.exchange.handshake import Facts
+from dist_train.exchange.server import ALL, Server, Share, Sizes, Turn
+from dist_train.optimizers.outer import moving_rate
+from dist_train.plan import group_count, make_plan
+from dist_train.rules.messages import ValidationPart, Work
+from dist_train.rules.sampling import Run, parts_of
+from dist_train.rules.slices import slices
+from dist_train.runtime.connect import Connection, numerics_of
+from dist_train.runtime.place import Place
+
+# Opens this worker's way to the server, for a layout of that many elements and as many buffered values.
+OpenServer = Callable[[int, int], Server]
+
+
+@dataclass
+class Member:
+    """The parts of one worker's training, held to the end."""
+
+    config: Config
+    learner: Learner
+    server: Server
+    flat: FlatModel
+    turn: Turn
+    place: Place
+
+
+def serve(config: Config, connection: Connection, workers: int, open_server: OpenServer, turn: Turn) -> None:
+    """Train as one worker of a member until the server says stop; ``workers`` are those of all members."""
+    numerics, place = numerics_of(config, connection.device), connection.place
+    seed_all(config.seed)
+    task = tasks.make(config)
+    memory_format = torch.channels_last if config.train.channels_last else torch.preserve_format
+    model = task.model().to(device=connection.device, memory_format=memory_format)  # type: ignore[call-overload]
+    layout = Layout.of(model, config.optimizer)
+    state = State(model, optimizers.build(model, _own_settings(config)), connection.device)
+    with connection.collective(_facts(config, state)) as collective:
+        leads = place.rank == 0
+        own = open_server(layout.size, statistics_size(statistics_of(model)))
+        server = own if place.workers == 1 else GroupServer(own, collective, leads)
+        host = server.memory.parameters if leads else torch.zeros(layout.size)
+        flat = FlatModel(model, layout, host)
+        coupling = _coupling(config, connection, workers, server, flat, turn)
+        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase)
+        member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
+        _begin(member, workers)
+        _train(member)
+        member.learner.close()
+        collective.barrier()
+
+
+def _own_settings(config: Config) -> AnyOptimizer:
+    """The server has the optimizer: without local steps, what a member does by itself is plain descent."""
+    if config.parallel.outer_in_force is not None:
+        return config.optimizer
+    return SGD(lr=config.optimizer.lr, momentum=0.0)
+
+
+def _coupling(
+    config: Config, connection: Connection, workers: int, server: Server, flat: FlatModel, turn: Turn
+) -> Coupling:
+    parallel, place = config.parallel, connection.place
+    inside = AllReduce(parallel, place.rank, place.workers)
+    share = _share(flat.layout, place.rank, place.workers)
+    outer = parallel.outer_in_force
+    if outer is None:
+        return ThroughServer(inside, server, flat, turn, share, parallel.fetch_every)
+    groups = group_count(parallel, workers)
+    rate = moving_rate(outer, groups) if isinstance(outer, ElasticOuter) else None
+    return LocalSteps(inside, server, flat, turn, share, rate)
+
+
+def _share(layout: Layout, rank: int, workers: int) -> Share:
+    """Divide what a group hands in among its workers, at the borders of parameters."""
+    if workers == 1:
+        return ALL
+    pieces = min(workers, len(layout.offsets))
+    if rank >= pieces:
+        return Share(slice(0, 0), slice(0, 0))
+    part = slices(layout.size, pieces, layout.offsets)[rank]
+    numbers = [number for number, start in enumerate(layout.offsets) if start in part]
+    return Share(slice(numbers[0], numbers[-1] + 1), slice(part.start, part.stop))
+
+
+def _begin(member: Member, workers: int) -> None:
+    """Make data and model ready, and join."""
+    config, learner, turn, parallel = member.config, member.learner, member.turn, member.config.parallel
+    turn.figures = learner.figures
+    turn.parts = parallel.push_every * parallel.local_steps
+    data = config.data
+    turn.ahead = 1 + (data.loaders * data.prefetch) // (turn.parts * config.train.accumulate)
+    train, validation = size_of(learner.train_data), size_of(learner.validation_data)
+    parameters = f"{member.flat.layout.size:,}"
+    welcome = member.server.enlist(Sizes(train, validation, parameters))
+    learner.state.counted.seed = welcome.seed
+    member.flat.take_statistics(welcome.statistics)
+    learner.prepare(make_plan(config, workers, train))
+
+
+def _train(member: Member) -> None:
+    """Do what the server says, until it says stop."""
+    learner, turn = member.learner, member.turn
+    leases, batches = learner.leased()
+    new: Sequence[Work] = tuple(turn.work)
+    while turn.reply is not None and not turn.reply.stop:
+        if turn.reply.forget:
+            # What was loaded ahead belongs to leases that were withdrawn.
+            leases, batches = learner.leased()
+        for work in new:
+            leases.feed(Run(work.lease.epoch, work.lease.offset, work.lease.count), turn.parts)
+        if turn.reply.validation is not None:
+            _validate(member, turn.reply.validation)
+        else:
+            _lease(member, batches)
+        new = turn.reply.work
+
+
+def _lease(member: Member, batches: Iterator[Any]) -> None:
+    """Train on the lease in hand, in its parts; with the last of them the gradient is handed in."""
+    learner, turn, config = member.learner, member.turn, member.config
+    work = turn.work[0]
+    lease = work.lease
+    seed = learner.state.counted.seed
+    assert seed is not None
+    seed_all(lease_seed(seed, lease.epoch, lease.offset, member.place.rank))
+    pieces = parts_of(Run(lease.epoch, lease.offset, lease.count), turn.parts)
+    for part, piece in enumerate(pieces):
+        turn.part, turn.is_last = part, part == len(pieces) - 1
+        turn.weight = piece.count / lease.count
+        rate = work.rates[part] if work.rates else config.optimizer.lr
+        learner.step_on(batches, piece.count, rate)
+    learner.state.counted.updates = turn.version.number
+
+
+def _validate(member: Member, part: ValidationPart) -> None:
+    """Measure a part of the validation set with the version that is held for it."""
+    place, flat, server, turn = member.place, member.flat, member.server, member.turn
+    kept, statistics = flat.host.clone(), torch.empty_like(server.memory.statistics)
+    flat.statistics_into(statistics)
+    held = torch.empty_like(statistics)
+    server.read_held(flat.host, held)
+    flat.arrived()
+    flat.take_statistics(held)
+    number, parts = part.part * place.workers + place.rank, part.parts * place.workers
+    measured = member.learner.validate_part(number, parts)
+    assert measured is not None
+    flat.host.copy_(kept)
+    flat.arrived()
+    flat.take_statistics(statistics)
+    turn.heard(server.measured(turn.measured(part, *measured)))
+    if member.config.parallel.outer_in_force is None:
+        turn.version = server.read(turn.newest, flat.host)
+        flat.arrived()
+
+
+def _facts(config: Config, state: State) -> Facts:
+    """Collect what all workers of a group must have alike before their first collective."""
+    return {
+        "configuration": flatten(config),
+        "parameter": describe(state.tensors()),
+        "version of": {"dist_train": __version__, "torch": torch.__version__},
+    }

@@ -1,0 +1,86 @@
+"""What a run through a parameter server agrees on at its start, and the arithmetic that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dist_train.rules.admission import Contribution, Rule
+from dist_train.rules.dealing import BEGINNING, Deck
+from dist_train.rules.decisions import Take
+from dist_train.rules.messages import Lease, Work
+from dist_train.rules.sampling import Position, Run
+from dist_train.rules.timetable import Due, Timetable
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on from."""
+
+    updates: int = 0
+    samples: int = 0
+    position: Position = BEGINNING
+    unfinished: tuple[Run, ...] = ()
+    owes_validation: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The settings.
+
+    ``rate_at(samples)`` is the learning rate (and momentum, if it moves) once ``samples`` are trained;
+    ``finished(updates, samples, position)`` ends training; ``own_steps`` are the steps that a member makes by
+    itself for one push, each at ``own_rate`` times the rate; ``outer_rate`` replaces the rate of the server's
+    optimizer; ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015).
+    """
+
+    rule: Rule
+    deck: Deck
+    timetable: Timetable
+    epoch_samples: int
+    rate_at: Callable[[int], tuple[float, float | None]]
+    finished: Callable[[int, int, Position], bool]
+    own_steps: int = 0
+    own_rate: float = 1.0
+    outer_rate: float | None = None
+    inverse: bool = False
+    snapshot_every: int = 0
+
+    def rate(self, samples: int, taken: Sequence[Contribution]) -> tuple[float, float | None]:
+        """Return the rate (and momentum) of an update of these gradients, once ``samples`` are trained.
+
+        With ``inverse``, plain SGD then moves by each gradient at the rate over its staleness.
+        """
+        rate, momentum = self.rate_at(samples)
+        if self.outer_rate is not None:
+            rate, momentum = self.outer_rate, None
+        if self.inverse:
+            rate *= sum(map(self.weight, taken)) / sum(each.push.samples for each in taken)
+        return rate, momentum
+
+    def weight(self, gathered: Contribution) -> float:
+        """Return what a gradient weighs in the mean of its update: its samples, over its staleness."""
+        return gathered.push.samples / max(1, gathered.staleness if self.inverse else 1)
+
+    def take(self, gathered: Contribution, rule: Rule) -> Take:
+        """Have the shards add a gradient to the update that ``rule`` completes."""
+        return Take(gathered.push, self.weight(gathered), alone=rule.quorum == 1)
+
+    def due(self, number: int, before: int, after: int, ends: bool) -> Due:
+        """Say what is due after update ``number``, which brings the samples from ``before`` to ``after``.
+
+        An epoch ends when its samples add up, whichever they are.
+        """
+        epoch = after // self.epoch_samples
+        crossed = epoch > before // self.epoch_samples
+        return self.timetable.after(number, Position(epoch, 0 if crossed else 1), ends)
+
+    def ends_at(self, updates: int) -> bool:
+        """Say whether a length in updates ends training; what is still out is then left over."""
+        return self.finished(updates, 0, BEGINNING)
+
+    def work(self, lease: Lease, samples: int) -> Work:
+        """Give a lease its rates: an update trains ``quorum`` times as many samples as the lease has."""
+        whole, steps = lease.count * self.rule.quorum, self.own_steps
+        trained = [samples + whole * step // steps for step in range(steps)]
+        return Work(lease, tuple(self.rate_at(each)[0] * self.own_rate for each in trained))

@@ -1,0 +1,73 @@
+"""What the coordinator has the shards do: numbered batches of commands, each obeyed by all shards alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dist_train.exchange.segments import Address
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Open the memory of a member's process; None: its gradients come by themselves, from another node."""
+
+    member: int
+    incarnation: int
+    memory: Address | None
+    statistics: int
+
+
+@dataclass(frozen=True)
+class TakeGradient:
+    """Add a gradient to the coming step. ``parcel`` holds it when it comes from another node."""
+
+    member: int
+    incarnation: int
+    buffer: int
+    weight: float
+    alone: bool
+    parcel: Any = None
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Take the step to version ``number``."""
+
+    number: int
+    rate: float
+    momentum: float | None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Copy the newest version to the memory held for a validation."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copy the whole state to area ``area`` of the coordinator's memory."""
+
+    area: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Begin (again) from area ``area``, as version ``number`` of era ``era``."""
+
+    area: int
+    era: int
+    number: int
+    scalars: dict[str, float]
+
+
+Command = Attach | TakeGradient | Apply | Hold | Snapshot | Load
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a batch of commands left behind: the optimizer's scalars, a checksum where one was asked for."""
+
+    index: int
+    scalars: dict[str, float]
+    checksum: int | None = None

@@ -1,0 +1,42 @@
+"""The heart of an actor's process: a thread that tells the coordinator where the process is in its work."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from dist_train.runtime.letters import Pulse
+from dist_train.runtime.pulse import PulseWriter
+from dist_train.runtime.ray_cluster import Actor, this_process
+
+
+class Heart:
+    """Beats twice a second; its silence means that the process is frozen or gone."""
+
+    def __init__(self, coordinator: Actor, kind: str, number: int, incarnation: int) -> None:
+        self._coordinator = coordinator
+        self._kind = kind
+        self._number = number
+        self._incarnation = incarnation
+        self._process = this_process()
+        self.pulse = PulseWriter(None)
+        self.phase = self.pulse.phase
+        self.pulse.every_tick(self._beat)
+
+    def close(self) -> None:
+        self.pulse.close()
+
+    def _beat(self) -> None:
+        beat = self.pulse.beat(self._number)
+        age = time.monotonic() - beat.phase_since
+        pulse = Pulse(replace(beat, rank=self._number), age, self._process, self._incarnation)
+        self._coordinator.post("pulse", self._kind, self._number, pulse)
+
+
+def redirect_output(path: str) -> None:
+    """Append what this process prints to its log in the run's directory, from here on."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)

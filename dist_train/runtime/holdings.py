@@ -1,0 +1,160 @@
+"""What the coordinator holds: the replica's state, the memory that shards begin from and return to, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_train import optimizers, tasks
+from dist_train.config import Config
+from dist_train.core.flat import Layout
+from dist_train.core.keeper import Keeper
+from dist_train.core.seeds import seed_all
+from dist_train.core.server_state import ServerState, Shape
+from dist_train.core.shard import parts
+from dist_train.core.state import Counted, State
+from dist_train.core.weights import write_weights
+from dist_train.exchange.areas import areas, held, held_bytes
+from dist_train.exchange.segments import Segment
+from dist_train.optimizers.outer import server_optimizer
+from dist_train.plan import group_count
+from dist_train.rules.referee import Start
+from dist_train.runtime.shard_process import Blueprint
+
+# Two, so that one is whole while the other is written.
+AREAS = 2
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an area holds: the state after ``start``'s updates, and the counts that belong to it."""
+
+    start: Start
+    scalars: dict[str, float]
+    ledger: dict[str, Any]
+    counts: dict[str, Any]
+
+
+class Holdings:
+    """Made before the shards, from the configuration and, if there is one, from a checkpoint."""
+
+    def __init__(self, config: Config, workers: int, origin: Path | None) -> None:
+        self._config = config
+        seed_all(config.seed)
+        model = tasks.make(config).model()
+        state = State(model, optimizers.build(model, config.optimizer), torch.device("cpu"))
+        layout = Layout.of(model, config.optimizer)
+        parallel, outer = config.parallel, config.parallel.outer_in_force
+        settings = config.optimizer if outer is None else server_optimizer(outer)
+        shape = Shape(
+            optimizer=settings,
+            outer=outer is not None,
+            members=group_count(parallel, workers),
+            group_size=parallel.group_size,
+            mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
+        )
+        self.server = ServerState(state, layout, shape)
+        if origin is not None:
+            self.server.restore(origin)
+        vectors = self.server.vectors
+        self._memory = Segment.create(AREAS * vectors.bytes)
+        self._areas = areas(self._memory, vectors, AREAS)
+        self._held_memory = Segment.create(held_bytes(layout.size, self.server.statistics_size))
+        _, self._held_statistics = held(self._held_memory, layout.size, self.server.statistics_size)
+        self._kept: list[Kept | None] = [None] * AREAS
+        self.saving: int | None = None
+
+    @property
+    def counted(self) -> Counted:
+        return self.server.state.counted
+
+    def begin(self, start: Start, ledger: dict[str, Any], counts: dict[str, Any]) -> tuple[int, Kept]:
+        """Fill the first area with the state as it is; return it and what it holds."""
+        kept = Kept(start, self.server.begin(self._areas[0]), ledger, counts)
+        self._kept[0] = kept
+        return 0, kept
+
+    def blueprints(self, shards: int, threads: int) -> list[Blueprint]:
+        """Return what each shard is made from; ConfigError for more shards than can be cut."""
+        server, layout = self.server, self.server.layout
+        return [
+            Blueprint(
+                number=number,
+                layout=layout.to_json(),
+                part=part,
+                settings=server.shape.optimizer,
+                damping=self._config.parallel.damping,
+                vectors=server.vectors,
+                area_count=AREAS,
+                areas=self._memory.address,
+                held=self._held_memory.address,
+                statistics=server.statistics_size,
+                checks=self._config.train.deterministic,
+                threads=threads,
+            )
+            for number, part in enumerate(parts(layout, shards, server.shape.optimizer))
+        ]
+
+    @property
+    def held_memory(self) -> Segment:
+        return self._held_memory
+
+    def hold_statistics(self) -> None:
+        """Put the mean of the members' buffers beside the parameters that the shards have put there."""
+        self._held_statistics.copy_(self.server.mean_statistics())
+
+    def next_area(self) -> int:
+        """Return the area to be written next, whose content counts no more: the older one."""
+        steps = [-1 if kept is None else kept.start.updates for kept in self._kept]
+        candidates = [area for area in range(AREAS) if area != self.saving]
+        area = min(candidates, key=lambda each: steps[each])
+        self._kept[area] = None
+        return area
+
+    def keep(self, area: int, kept: Kept) -> None:
+        self._kept[area] = kept
+
+    def newest(self) -> tuple[int, Kept] | None:
+        """Return the newest area that holds a whole state."""
+        whole = [(kept.start.updates, area) for area, kept in enumerate(self._kept) if kept is not None]
+        if not whole:
+            return None
+        _, area = max(whole)
+        kept = self._kept[area]
+        assert kept is not None
+        return area, kept
+
+    def take(self, area: int) -> None:
+        """Take an area's content as the state that checkpoints and weights are written from."""
+        kept = self._kept[area]
+        assert kept is not None
+        self.server.take(self._areas[area], kept.scalars)
+        start = kept.start
+        self.server.state.counted = replace(
+            self.counted,
+            updates=start.updates,
+            samples=start.samples,
+            position=start.position,
+            unfinished=start.unfinished,
+            owes_validation=start.owes_validation,
+        )
+        self.server.counts = {"ledger": kept.ledger, "tally": kept.counts}
+
+    def save(self, keeper: Keeper, area: int, rate: float, alive: Callable[[], None]) -> None:
+        """Start a checkpoint of an area; returns when the area may be written again."""
+        self.take(area)
+        self.server.state.chosen.rate = rate
+        keeper.save_parts(self.server.state, self.server.parts(), alive)
+
+    def finish(self, keeper: Keeper, rate: float, alive: Callable[[], None]) -> None:
+        """Write the last checkpoint, of the state taken last."""
+        self.server.state.chosen.rate = rate
+        keeper.finish_parts(self.server.state, self.server.parts(), alive)
+
+    def write_weights(self, path: Path) -> None:
+        self.server.deliver()
+        write_weights(self.server.state.model, path)

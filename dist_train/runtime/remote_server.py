@@ -1,0 +1,170 @@
+"""A member's way to its parameter server in a real run: words to the coordinator, numbers through memory.
+
+On the server's own node the numbers go through shared memory; from another node, through the object store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_train.exchange.areas import held
+from dist_train.exchange.published import Edition, NotPublished, PublishedReader, read_all
+from dist_train.exchange.segments import Segment, SegmentGone
+from dist_train.exchange.server import MemberMemory, Sizes, Welcome
+from dist_train.rules.messages import Measured, Push, Reply, Version
+from dist_train.runtime.letters import Hello, Sources
+from dist_train.runtime.ray_cluster import RETRY_S, Actor, node_id, put, this_process
+from dist_train.runtime.remote import ActorGone, Unreachable
+
+# How long a reader waits for a version before it asks whether a shard was replaced.
+LOOK_S = 0.5
+
+
+class RemoteServer:
+    """``phase`` is told when the member waits; ``sends_base``: gradients take along what they came from."""
+
+    def __init__(
+        self,
+        coordinator: Actor,
+        member: int,
+        incarnation: int,
+        memory: MemberMemory,
+        phase: Callable[[str, int], None],
+        sends_base: bool,
+        timeout_s: float,
+    ) -> None:
+        self.memory = memory
+        self._coordinator = coordinator
+        self._member = member
+        self._incarnation = incarnation
+        self._phase = phase
+        self._sends_base = sends_base
+        self._timeout_s = timeout_s
+        self._version = Version(0, 0)
+        self._find_sources()
+
+    def enlist(self, sizes: Sizes) -> Welcome:
+        hello = Hello(
+            member=self._member,
+            incarnation=self._incarnation,
+            process=this_process(),
+            train_size=sizes.train,
+            validation_size=sizes.validation,
+            parameters=sizes.parameters,
+            memory=self.memory.segment.address if self._is_near else None,
+            threads=torch.get_num_threads(),
+        )
+        welcome: Welcome = self._ask("enlist", hello)
+        return welcome
+
+    def join(self, ahead: int) -> Reply:
+        return self._speak("join", self._member, self._incarnation, ahead)
+
+    def push(self, push: Push) -> Reply:
+        return self._speak("push", push, None if self._is_near else self._parcel(push))
+
+    def measured(self, measured: Measured) -> Reply:
+        return self._speak("measured", measured)
+
+    def read(self, at_least: Version, into: Tensor) -> Version:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._version = self._read(Edition(*at_least), into)
+                return self._version
+            except (NotPublished, SegmentGone, ActorGone, Unreachable):
+                if time.monotonic() > deadline:
+                    raise
+                self._find_sources()
+
+    def read_exactly(self, version: Version, into: Tensor) -> bool:
+        parts = [into[part.start : part.stop] for part in self._sources.parts]
+        edition = Edition(*version)
+        if self._is_near:
+            return all(reader.read(edition, part) for reader, part in zip(self._readers, parts, strict=True))
+        return all(self._fetch(shard, edition, part) is not None for shard, part in enumerate(parts))
+
+    def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
+        if self._is_near:
+            parameters.copy_(self._held[0])
+            statistics.copy_(self._held[1])
+            return
+        there, values = self._ask("held")
+        parameters.copy_(_tensor(there))
+        statistics.copy_(_tensor(values))
+
+    @property
+    def _is_near(self) -> bool:
+        return self._sources.node == self._node
+
+    def _read(self, at_least: Edition, into: Tensor) -> Version:
+        parts = [into[part.start : part.stop] for part in self._sources.parts]
+        if self._is_near:
+            return Version(*read_all(self._readers, parts, at_least, LOOK_S))
+        deadline = time.monotonic() + LOOK_S
+        while time.monotonic() < deadline:
+            edition = self._fetch(0, None, parts[0])
+            rest = range(1, len(parts))
+            if edition is not None and edition >= at_least:
+                if all(self._fetch(shard, edition, parts[shard]) is not None for shard in rest):
+                    return Version(*edition)
+            time.sleep(RETRY_S)
+        raise NotPublished(f"version {at_least.version} (era {at_least.era}) has not come")
+
+    def _fetch(self, shard: int, edition: Edition | None, into: Tensor) -> Edition | None:
+        found = self._sources.actors[shard].ask("read", edition, timeout_s=self._timeout_s)
+        if found is None:
+            return None
+        into.copy_(_tensor(found[1]))
+        return Edition(*found[0])
+
+    def _parcel(self, push: Push) -> list[Any]:
+        """Put a gradient into the object store, a piece for each shard; the buffers' values come last."""
+        gradient = self.memory.gradients[push.buffer]
+        pieces: list[Any] = []
+        for part in self._sources.parts:
+            rows = [gradient[part.start : part.stop]]
+            if self._sends_base:
+                rows.append(self.memory.parameters[part.start : part.stop])
+            pieces.append(put(torch.cat(rows).numpy()))
+        return [*pieces, self.memory.statistics.numpy().copy()]
+
+    def _find_sources(self) -> None:
+        """Ask where the parameters are to be read, and open what is near."""
+        self._node = node_id()
+        sources: Sources | None = None
+        while sources is None:
+            sources = self._ask("sources")
+        self._sources = sources
+        if not self._is_near:
+            return
+        self._readers = [
+            PublishedReader(Segment.open(address), len(part))
+            for address, part in zip(sources.memory, sources.parts, strict=True)
+        ]
+        size = sources.parts[-1].stop
+        self._held = held(Segment.open(sources.held), size, self.memory.statistics.numel())
+
+    def _speak(self, verb: str, *arguments: Any) -> Reply:
+        self._phase("waiting", self._version.number + 1)
+        reply: Reply = self._ask(verb, *arguments)
+        self._phase("update", reply.version.number + 1)
+        return reply
+
+    def _ask(self, verb: str, *arguments: Any) -> Any:
+        """Ask until there is an answer: the coordinator knows a message that it has had before."""
+        while True:
+            try:
+                return self._coordinator.ask(verb, *arguments)
+            except Unreachable:
+                time.sleep(RETRY_S)
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.array(array))

@@ -1,0 +1,127 @@
+"""From a configuration to a running parameter server: Ray started or joined, resources reserved, attempts made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import Config
+from dist_train.errors import FAILED
+from dist_train.rules import recovery
+from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure
+from dist_train.runtime import ray_cluster
+from dist_train.runtime.conductor import Conductor
+from dist_train.runtime.crew import Crew
+from dist_train.runtime.launcher import available_cpus
+from dist_train.runtime.letters import Order
+from dist_train.runtime.opening import newest_step
+from dist_train.runtime.place import set_variables
+from dist_train.runtime.ray_cluster import Cluster, Reservation
+from dist_train.runtime.reaper import Reaper
+from dist_train.runtime.run_dir import gpu_count
+
+Say = Callable[[str], None]
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def launch_server(
+    config: Config, run_dir: Path, resume: str, variables: Mapping[str, str], say: Say, on_event: OnEvent
+) -> int:
+    """Run to the end and return the exit status; no process of the run outlives this one.
+
+    When the coordinator is lost, everything begins again from the newest checkpoint.
+    """
+    gpus = _gpus(config, variables)
+    with ExitStack() as held:
+        reaper = held.enter_context(Reaper.start())
+        set_variables(reaper.variables)
+        cluster = held.enter_context(_cluster(config, reaper.home, gpus))
+        workers = int(config.parallel.workers)
+        bundles: list[dict[str, float]] = [{"CPU": 1}]
+        share: dict[str, float] = {"CPU": config.parallel.cluster.worker_cpus, **({"GPU": 1} if gpus else {})}
+        reservation = cluster.reserve([*bundles, *[share] * workers], config.parallel.cluster.wait_s, say)
+        return _attempts(config, run_dir, resume, (cluster, reservation), gpus, say, on_event)
+
+
+def _attempts(
+    config: Config,
+    run_dir: Path,
+    resume: str,
+    where: tuple[Cluster, Reservation],
+    gpus: int,
+    say: Say,
+    on_event: OnEvent,
+) -> int:
+    settings = config.recovery
+    limits = recovery.Limits(settings.max_restarts, settings.backoff_s, settings.max_backoff_s)
+    attempts: list[Attempt] = []
+    while True:
+        started_from = newest_step(run_dir)
+        again = bool(attempts)
+        order = Order(
+            config=config,
+            run_dir=run_dir.absolute(),
+            resume="auto" if again and resume == "none" else resume,
+            attempt=len(attempts),
+            workers=int(config.parallel.workers),
+            started_by="launcher" if config.parallel.cluster.address is None else "ray",
+            device="GPU" if gpus else "CPU",
+        )
+        ended = asyncio.run(_attempt(order, where, gpus, say))
+        if not isinstance(ended, Failure):
+            return ended
+        say(ended.error)
+        on_event(
+            {
+                "event": "failure",
+                "attempt": len(attempts),
+                "rank": ended.rank,
+                "step": ended.step,
+                "error": ended.error,
+            }
+        )
+        attempts.append(Attempt(started_from, ended))
+        decision = after_failure(attempts, limits)
+        if isinstance(decision, Stop):
+            say(decision.reason)
+            on_event({"event": "gave_up", "reason": decision.reason})
+            return FAILED
+        step = newest_step(run_dir)
+        on_event({"event": "restart", "attempt": len(attempts), "reason": ended.error, "from_step": step})
+        say(f"beginning again from step {step} (attempt {len(attempts) + 1})")
+
+
+async def _attempt(order: Order, where: tuple[Cluster, Reservation], gpus: int, say: Say) -> int | Failure:
+    cluster, reservation = where
+    crew = Crew(cluster, reservation, order, _environment(order, reservation), 1 if gpus else 0)
+    try:
+        return await Conductor(order, crew, say).run()
+    finally:
+        crew.kill_all()
+
+
+def _cluster(config: Config, home: Path, gpus: int) -> Cluster:
+    address = config.parallel.cluster.address
+    return ray_cluster.start_local(home, gpus) if address is None else ray_cluster.join(address)
+
+
+def _gpus(config: Config, variables: Mapping[str, str]) -> int:
+    """How many GPUs the workers use on this machine or, on a cluster, whether they ask for one each."""
+    if config.parallel.device == "cpu":
+        return 0
+    if config.parallel.cluster.address is not None:
+        return int(config.parallel.workers) if config.parallel.device == "cuda" else 0
+    return gpu_count(variables)
+
+
+def _environment(order: Order, reservation: Reservation) -> dict[str, str]:
+    workers = order.workers
+    alone = len(set(reservation.nodes)) == 1
+    return {
+        "OMP_NUM_THREADS": str(max(1, available_cpus() // workers)) if alone else "1",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        **({"GLOO_SOCKET_IFNAME": "lo"} if alone else {}),
+    }

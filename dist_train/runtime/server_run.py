@@ -1,0 +1,349 @@
+"""One run of a parameter server: its plan, its referee, its records, its checkpoints; all but the messages."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from dist_train.config import dump_config
+from dist_train.core.commit import Committer, clean
+from dist_train.core.keeper import Keeper, find_origin, plan_from
+from dist_train.core.saver import Saver
+from dist_train.errors import Mismatch
+from dist_train.exchange.ballot import StoreBallot
+from dist_train.exchange.server import Welcome
+from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
+from dist_train.optimizers.outer import server_optimizer
+from dist_train.plan import Plan, group_count, make_plan
+from dist_train.rules.admission import Rule
+from dist_train.rules.backups import Choice, choose
+from dist_train.rules.dealing import Deck
+from dist_train.rules.decisions import Action, Milestone, Step, Validated
+from dist_train.rules.ledger import Ledger
+from dist_train.rules.messages import Push
+from dist_train.rules.referee import Referee, Start, Terms
+from dist_train.rules.schedule import learning_rate, momentum
+from dist_train.rules.timetable import Timetable
+from dist_train.runtime.holdings import Holdings, Kept
+from dist_train.runtime.letters import Hello, Order
+from dist_train.runtime.shard_process import Blueprint
+from dist_train.watch.course import Course, End, Standing
+from dist_train.watch.figures import Length
+from dist_train.watch.forwarded import ForwardedDisplay
+from dist_train.watch.logbook import Logbook, with_warning
+from dist_train.watch.opening import Scene, announce, earlier, length_of, open_logbook
+from dist_train.watch.server_records import ServerRecords
+from dist_train.watch.server_reporter import ServerReporter
+from dist_train.watch.tally import Tally
+
+# Updates whose arrivals are measured before the number of backups is chosen, after some to warm up on.
+MEASURED, WARMING = 20, 3
+
+
+class ServerRun:
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.config = order.config
+        self.members = group_count(order.config.parallel, order.workers)
+        self.saving: asyncio.Future[None] | None = None
+        self.referee_or_none: Referee | None = None
+        self._display = ForwardedDisplay()
+        self._length: Length | None = None
+        self._first: Hello | None = None
+        self._choice: Choice | None = None
+        self._released: dict[int, float] = {}
+        self._arrivals: dict[int, dict[int, float]] = {}
+        self._held_at, self._held_samples = time.monotonic(), 0
+        self._early: list[Mapping[str, Any]] = []
+
+    # -- the beginning ---------------------------------------------------------------------------------
+
+    def prepare(self) -> list[Blueprint]:
+        """Find where the run begins, restore it, and lay out the shards' memory."""
+        order, parallel = self.order, self.config.parallel
+        clean(order.run_dir / CHECKPOINTS)
+        self._origin = find_origin(order.run_dir, order.resume)
+        self.holdings = Holdings(self.config, order.workers, self._origin.path)
+        return self.holdings.blueprints(parallel.server.shards, threads=1)
+
+    def begin(self) -> tuple[int, Kept]:
+        """Fill the memory that the shards begin from."""
+        counted, counts = self.holdings.counted, self.holdings.server.counts
+        start = Start(
+            counted.updates, counted.samples, counted.position, counted.unfinished, counted.owes_validation
+        )
+        return self.holdings.begin(start, counts.get("ledger", {}), counts.get("tally", {}))
+
+    def meet(self, hello: Hello) -> None:
+        """Know the size of the data from the first member; refuse one that sees other data or another model."""
+        if self._first is None:
+            self._first = hello
+            self._open(hello)
+            return
+        for what, own, first in (
+            ("training samples", hello.train_size, self._first.train_size),
+            ("validation samples", hello.validation_size, self._first.validation_size),
+            ("parameters", hello.parameters, self._first.parameters),
+        ):
+            if own != first:
+                raise Mismatch(
+                    f"worker {hello.member} ({hello.process.host}) has {own} {what}, worker "
+                    f"{self._first.member} ({self._first.process.host}) has {first}: give all the same data and code"
+                )
+
+    def _open(self, hello: Hello) -> None:
+        order, config, state = self.order, self.config, self.holdings.server.state
+        counted = state.counted
+        plan, rescaled = plan_from(config, state, order.workers, hello.train_size)
+        counted.seed = config.seed if counted.seed is None else counted.seed
+        counted.train_size = hello.train_size
+        self.plan = plan
+        self._book: Logbook = open_logbook(
+            config, plan, order.run_dir, 0, order.attempt, counted, self._display
+        )
+        self._length = length_of(plan, counted)
+        parameters = sum(parameter.numel() for parameter in state.model.parameters())
+        scene = Scene(order.device, parameters, order.started_by, order.attempt)
+        announce(self._book, config, plan, scene, order.run_dir, counted, self._origin, rescaled)
+        saved = self.holdings.server.counts
+        ledger = Ledger.from_state(saved["ledger"]) if saved.get("ledger") else Ledger(hello.train_size)
+        tally = Tally.from_state(saved["tally"]) if saved.get("tally") else Tally()
+        before = earlier(order.run_dir, counted.updates)
+        course = Course(self._book, config, order.workers, order.attempt, before)
+        self.records = ServerRecords(
+            ServerReporter(course, config, tally, counted.updates), self._book.event, ledger
+        )
+        self._keeper = self._open_keeper()
+        self.referee_or_none = Referee(self._terms(plan), self.members, self._kept_start())
+        self._write_start(hello, plan)
+        for event in self._early:
+            self.event(event)
+
+    def _kept_start(self) -> Start:
+        newest = self.holdings.newest()
+        assert newest is not None
+        return newest[1].start
+
+    def _write_start(self, hello: Hello, plan: Plan) -> None:
+        origin = self._origin.path
+        self.event(
+            {
+                "event": "server_start",
+                "step": self.holdings.counted.updates,
+                "origin": None if origin is None else str(origin),
+                "attempt": self.order.attempt,
+                "workers": self.order.workers,
+                "members": self.members,
+                "quorum": plan.quorum,
+                "shards": self.config.parallel.server.shards,
+                "threads": hello.threads,
+                "seed": self.holdings.counted.seed,
+                "train_size": hello.train_size,
+            }
+        )
+
+    def _open_keeper(self) -> Keeper:
+        from torch.distributed import HashStore
+
+        order, config = self.order, self.config
+        folder = order.run_dir / CHECKPOINTS
+        attempt = uuid.uuid4().hex[:12]
+        retention = (config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
+        committer = Committer(folder, 0, 1, attempt, StoreBallot(HashStore(), "ballot", 0, 1), retention)
+        config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
+        origin, updates = self._origin.path, self.holdings.counted.updates
+        saved_step = updates if origin is not None and origin.parent == folder else None
+        loop = asyncio.get_running_loop()
+
+        def saved(event: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(self.event, with_warning(event))
+
+        saver = Saver(committer, saved)
+        return Keeper(saver, 0, True, config_hash, saved_step)
+
+    def welcome(self, member: int) -> Welcome:
+        seed = self.holdings.counted.seed
+        assert seed is not None
+        return Welcome(seed, self.holdings.server.statistics[member].clone())
+
+    # -- the terms -------------------------------------------------------------------------------------
+
+    @property
+    def referee(self) -> Referee:
+        assert self.referee_or_none is not None
+        return self.referee_or_none
+
+    def _terms(self, plan: Plan) -> Terms:
+        config, parallel = self.config, self.config.parallel
+        outer = parallel.outer_in_force
+        own_steps = parallel.local_steps if outer is not None else parallel.push_every
+        return Terms(
+            rule=Rule(
+                quorum=plan.quorum,
+                drop_late=parallel.mode == "backup",
+                bound=parallel.max_staleness or None,
+                read_own=parallel.mode != "async" or parallel.aggregate == 1,
+            ),
+            deck=Deck(
+                size=plan.train_size,
+                batch=plan.samples_per_update,
+                parts=plan.quorum,
+                last_batch=config.train.last_batch,
+                in_step=plan.quorum == self.members and parallel.mode != "async",
+            ),
+            timetable=Timetable(
+                config.logging.every_steps,
+                config.validation.every_epochs or 1,
+                config.validation.every_steps,
+                config.checkpoint.every_steps,
+            ),
+            epoch_samples=plan.lengths.epoch,
+            rate_at=lambda samples: (learning_rate(plan.schedule, samples), momentum(plan.schedule, samples)),
+            finished=plan.finished,
+            own_steps=own_steps if own_steps > 1 or outer is not None else 0,
+            own_rate=1.0 if outer is not None else 1 / parallel.push_every,
+            outer_rate=None if outer is None else server_optimizer(outer).lr,
+            inverse=parallel.damping.kind == "inverse",
+            snapshot_every=0 if parallel.server.copies > 1 else parallel.server.snapshot_every,
+        )
+
+    def reconsider_backups(self) -> list[Action]:
+        """Choose the number of backups once enough arrivals are measured, if it was left to be chosen."""
+        step = self.referee.admission.version.number
+        self._released[step] = time.monotonic()
+        if self.config.parallel.backups != "auto" or self._choice is not None:
+            return []
+        whole = [list(row.values()) for row in self._arrivals.values() if len(row) == self.members]
+        if len(whole) < WARMING + MEASURED:
+            return []
+        self._choice = choose(whole[WARMING:], most=self.members // 2)
+        self.event(
+            {"event": "backups_chosen", "step": step, "note": self._choice.why, **self._choice.record()}
+        )
+        if self._choice.backups == 0:
+            return []
+        state = self.holdings.server.state
+        self.plan = make_plan(
+            self.config,
+            self.order.workers,
+            self.plan.train_size,
+            state.chosen.rewarms,
+            backups=self._choice.backups,
+        )
+        state.chosen.batch = self.plan.samples_per_update
+        return self.referee.change(self._terms(self.plan))
+
+    # -- what happens ----------------------------------------------------------------------------------
+
+    def pushed(self, push: Push) -> None:
+        self.records.pushed(push)
+        released = self._released.get(push.version.number)
+        if released is not None and self._choice is None and self.config.parallel.backups == "auto":
+            row = self._arrivals.setdefault(push.version.number, {})
+            row[push.member] = time.monotonic() - released
+
+    def applied(self, step: Step, checksums: Sequence[int | None]) -> None:
+        """Take note that the shards have published an update."""
+        self.records.applied(step.version)
+        if checksums[0] is not None:
+            self.event({"event": "check", "step": step.version.number, "crc32": list(checksums)})
+
+    def log(self, milestone: Milestone) -> None:
+        self.records.reporter.logged(self._standing(milestone.version.number, milestone.samples))
+
+    def validated(self, validated: Validated) -> None:
+        number, samples = validated.step, self._held_samples
+        self.records.reporter.validated(
+            self._standing(number, samples), validated.metrics, time.monotonic() - self._held_at
+        )
+
+    def hold(self, milestone: Milestone) -> None:
+        """Put the statistics beside the parameters that are held for a validation."""
+        self.holdings.hold_statistics()
+        self._held_at, self._held_samples = time.monotonic(), milestone.samples
+
+    def _standing(self, step: int, samples: int) -> Standing:
+        return Standing(step, samples, samples / self.plan.lengths.epoch)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Write an event down; one before the book is open waits for it."""
+        if self.referee_or_none is None:
+            self._early.append(event)
+        else:
+            self._book.event(event)
+
+    def length_if_new(self) -> Length | None:
+        """Return how long the run is, once, when that is known."""
+        length, self._length = self._length, None
+        return length
+
+    def shown(self) -> list[tuple[str, tuple[Any, ...]]]:
+        return self._display.taken()
+
+    # -- what is kept ----------------------------------------------------------------------------------
+
+    def mark(self, milestone: Milestone) -> Kept:
+        """Return the counts that belong to the state after a milestone; its scalars are not known yet."""
+        owes = self.referee.owes_validation
+        where = milestone.samples, milestone.position, milestone.unfinished
+        return self._counts(Start(milestone.version.number, *where, owes))
+
+    def mark_now(self) -> Kept:
+        """Return the counts that belong to the very last state."""
+        referee = self.referee
+        where = referee.samples, referee.dealer.position, referee.dealer.unfinished
+        return self._counts(Start(referee.admission.version.number, *where, referee.owes_validation))
+
+    def _counts(self, start: Start) -> Kept:
+        return Kept(start, {}, self.records.ledger.to_state(), self.records.reporter.tally.to_state())
+
+    def save(self, area: int) -> None:
+        """Start a checkpoint of an area; for a thread of its own."""
+        self.holdings.saving = area
+        try:
+            self.holdings.save(self._keeper, area, self._rate, lambda: None)
+        finally:
+            self.holdings.saving = None
+
+    @property
+    def _rate(self) -> float:
+        return learning_rate(self.plan.schedule, self.holdings.counted.samples)
+
+    def rolled_back(self, shard: int, kept: Kept) -> None:
+        """Write down what a lost shard cost."""
+        step = self.referee.admission.version.number
+        lost = step - kept.start.updates
+        ledger = Ledger.from_state(kept.ledger) if kept.ledger else Ledger(self.plan.train_size)
+        event = {
+            "event": "rolled_back",
+            "shard": shard,
+            "step": kept.start.updates,
+            "from_step": step,
+            "era": self.referee.admission.version.era + 1,
+            "lost_updates": lost,
+            "warning": f"shard {shard} was lost: back from update {step} to the snapshot of update "
+            f"{kept.start.updates}; {lost} updates are lost, their samples are drawn again",
+        }
+        self.records.rolled_back(lost, ledger, event)
+
+    def finish(self, area: int, status: Literal["interrupted", "done"]) -> None:
+        """Deliver the weights if training is over, write the last checkpoint, and close the book."""
+        run_dir, weights = self.order.run_dir, None
+        self.holdings.take(area)
+        if status == "done":
+            weights = run_dir / WEIGHTS
+            self.holdings.write_weights(weights)
+        self.holdings.finish(self._keeper, self._rate, lambda: None)
+        extras: dict[str, Any] = {"ledger": self.records.ledger.summary()}
+        if self._choice is not None:
+            extras["backups"] = self._choice.record()
+        resume = f"dist-train run {run_dir / CONFIG} --run-dir {run_dir}" if status == "interrupted" else None
+        counted = self.holdings.counted
+        self.records.finish(
+            self._standing(counted.updates, counted.samples), End(status, run_dir, weights, resume, extras)
+        )
+        self._book.close()

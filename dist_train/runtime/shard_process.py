@@ -1,0 +1,162 @@
+"""The process around one shard: it obeys the coordinator's commands, in their order, each once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_train.config.schema import AnyDamping, AnyOptimizer
+from dist_train.core.damping import delay_compensation
+from dist_train.core.flat import FlatState, Layout
+from dist_train.core.shard import Shard, ShardState
+from dist_train.exchange.areas import Area, Vectors, areas, checksum, held
+from dist_train.exchange.published import Edition, PublishedReader, PublishedWriter, published_bytes
+from dist_train.exchange.segments import Address, Segment
+from dist_train.exchange.server import MemberMemory
+from dist_train.runtime import children
+from dist_train.runtime.commands import (
+    Apply,
+    Attach,
+    Command,
+    Done,
+    Hold,
+    Load,
+    Snapshot,
+    TakeGradient,
+)
+from dist_train.runtime.heart import Heart, redirect_output
+from dist_train.runtime.ray_cluster import Actor, Ref, this_process
+from dist_train.runtime.remote import Process
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that a shard is made from. ``scalars`` are the optimizer's, which no vector holds."""
+
+    number: int
+    layout: dict[str, Any]
+    part: range
+    settings: AnyOptimizer
+    damping: AnyDamping
+    vectors: Vectors
+    area_count: int
+    areas: Address
+    held: Address
+    statistics: int
+    checks: bool
+    threads: int
+
+
+class ShardProcess:
+    """The actor. Holds a slice; its memory can be read by every process of this node."""
+
+    def __init__(self, number: int, serial: int, coordinator: Actor, log_file: str) -> None:
+        redirect_output(log_file)
+        children.dump_stacks_on_request()
+        self._number = number
+        self._coordinator = coordinator
+        self._heart = Heart(coordinator, "shard", number, serial)
+        self._last = Done(0, {})
+        self._members: dict[int, tuple[int, MemberMemory | None]] = {}
+
+    async def build(self) -> None:
+        """Make the shard as the coordinator describes it."""
+        blueprint: Blueprint = await self._coordinator.insist("blueprint", self._number)
+        torch.set_num_threads(blueprint.threads)
+        self._blueprint = blueprint
+        self._layout = Layout.from_json(blueprint.layout)
+        self._part = slice(blueprint.part.start, blueprint.part.stop)
+        size = len(blueprint.part)
+        self._published = Segment.create(published_bytes(size))
+        self._writer = PublishedWriter(self._published, size)
+        self._reader = PublishedReader(self._published, size)
+        damping = delay_compensation(blueprint.damping)
+        self._shard = Shard(self._layout, blueprint.part, blueprint.settings, self._writer, damping)
+        self._areas = areas(Segment.open(blueprint.areas), blueprint.vectors, blueprint.area_count)
+        self._held, _ = held(Segment.open(blueprint.held), blueprint.vectors.size, blueprint.statistics)
+        self._heart.phase("waiting", 0)
+
+    def where(self) -> tuple[Address, Process]:
+        """Return where the published versions are, and which process this is."""
+        return self._published.address, this_process()
+
+    def obey(self, index: int, commands: Sequence[Command]) -> Done:
+        """Obey batch ``index``; a batch that comes twice is answered from memory."""
+        if index == self._last.index:
+            return self._last
+        if index < self._last.index:
+            raise RuntimeError(f"batch {index} of commands came after batch {self._last.index}")
+        self._heart.phase("update", index)
+        check = None
+        for command in commands:
+            check = self._one(command, check)
+        self._heart.phase("waiting", index)
+        self._last = Done(index, dict(self._shard.state().optimizer.scalars), check)
+        return self._last
+
+    def read(self, edition: Edition | None) -> tuple[Edition, Any] | None:
+        """Return a version, or the newest, as an array for another node; None when it is gone."""
+        wanted = edition or self._reader.newest()
+        into = torch.empty(len(self._blueprint.part))
+        if wanted is None or not self._reader.read(wanted, into):
+            return None
+        return wanted, into.numpy()
+
+    def _one(self, command: Command, check: int | None) -> int | None:
+        match command:
+            case Attach():
+                memory = None
+                if command.memory is not None:
+                    segment = Segment.open(command.memory)
+                    memory = MemberMemory(segment, self._layout.size, command.statistics)
+                self._members[command.member] = (command.incarnation, memory)
+            case TakeGradient():
+                self._take(command)
+            case Apply():
+                self._shard.step(command.number, command.rate, command.momentum)
+                if self._blueprint.checks:
+                    return checksum([self._writer.current()])
+            case Hold():
+                self._held[self._part].copy_(self._writer.current())
+            case Snapshot():
+                self._shard.export(self._state(self._areas[command.area], {}))
+            case Load():
+                self._load(command)
+        return check
+
+    def _take(self, command: TakeGradient) -> None:
+        incarnation, memory = self._members[command.member]
+        if command.parcel is not None:
+            gradient, base = unpacked(command.parcel[self._blueprint.number], len(self._blueprint.part))
+        else:
+            if memory is None or incarnation != command.incarnation:
+                raise RuntimeError(f"member {command.member}: the memory of another incarnation is attached")
+            gradient, base = memory.gradients[command.buffer][self._part], memory.parameters[self._part]
+        self._shard.take(command.member, gradient, command.weight, base, borrow=command.alone)
+
+    def _load(self, command: Load) -> None:
+        if command.era > self._writer.era:
+            self._writer.begin_era(command.era)
+        self._shard.load(command.number, self._state(self._areas[command.area], command.scalars))
+
+    def _state(self, area: Area, scalars: dict[str, float]) -> ShardState:
+        def mine(vector: Tensor) -> Tensor:
+            return vector[self._part]
+
+        optimizer = FlatState({key: mine(vector) for key, vector in area.optimizer.items()}, scalars)
+        squares = {member: mine(vector) for member, vector in area.mean_squares.items()}
+        return ShardState(mine(area.parameters), optimizer, squares)
+
+
+def unpacked(parcel: Ref, size: int) -> tuple[Tensor, Tensor | None]:
+    """Fetch a gradient from another node, and what it was computed from if that came along."""
+    with warnings.catch_warnings():
+        # The store's memory is read-only, and only read.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        whole = torch.from_numpy(parcel.fetch())
+    return whole[:size], whole[size:] if whole.numel() > size else None

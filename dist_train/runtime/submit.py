@@ -1,0 +1,174 @@
+"""A run as a job on a Ray cluster: sent, followed, and ended with the status that it ended with there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_train.config import load_config
+from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError
+from dist_train.runtime.start import tell
+
+# Of the working directory, never sent: history, environments, and what earlier runs made.
+EXCLUDED = (".git", ".venv", "/runs")
+# What a stopped job gets beyond the time that its own configuration gives it to save.
+MARGIN_S = 10
+POLL_S = 0.5
+# Without news of a job that long, it is not followed any further.
+LOST_S = 60.0
+_LAST_LINE = "dist-train: exit status"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the command line asks for; ``run_dir`` is a path on the cluster, ``config`` one here."""
+
+    address: str
+    config: Path
+    overrides: tuple[str, ...] = ()
+    run_dir: Path | None = None
+    resume: str = "auto"
+    working_dir: Path = Path()
+
+
+class Jobs(Protocol):
+    """What is used of Ray's client for jobs."""
+
+    def submit_job(self, *, entrypoint: str, runtime_env: dict[str, Any]) -> str: ...
+
+    def get_job_info(self, job: str, /) -> Any: ...
+
+    def stop_job(self, job: str, /) -> bool: ...
+
+    def tail_job_logs(self, job: str, /) -> AsyncIterator[str]: ...
+
+
+def send(submission: Submission, connect: Callable[[str], Jobs] | None = None) -> int:
+    """Send the run, print its output, and return its exit status (see ``errors``).
+
+    Raises ConfigError, before anything is sent, if the configuration is refused, lies outside the
+    working directory, or the cluster is open to strangers or does not answer.
+    """
+    entrypoint = entrypoint_of(submission)
+    config = load_config(submission.config, submission.overrides)
+    client = (connect or _connect)(submission.address)
+    # Ray reads this in the process that stops the job; its own 3 s are short for a checkpoint.
+    wait_s = int(config.recovery.grace_s) + MARGIN_S
+    job = client.submit_job(
+        entrypoint=entrypoint,
+        runtime_env={
+            "working_dir": str(submission.working_dir.resolve()),
+            "excludes": list(EXCLUDED),
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
+        },
+    )
+    tell(f"sent as job {job} to {submission.address}")
+    return asyncio.run(_Follower(client, job).follow())
+
+
+def _connect(address: str) -> Jobs:
+    from dist_train.runtime import ray_cluster
+
+    client: Jobs = ray_cluster.jobs(address)
+    return client
+
+
+def entrypoint_of(submission: Submission) -> str:
+    """Return the job's command: the run, and then a line with its status, lost otherwise when Ray stops it.
+
+    ConfigError if the configuration lies outside the working directory.
+    """
+    try:
+        config = submission.config.resolve().relative_to(submission.working_dir.resolve())
+    except ValueError:
+        raise ConfigError(
+            f"{submission.config}: lies outside {submission.working_dir.resolve()}, and no more than that "
+            "is sent; give --working-dir a folder that holds it"
+        ) from None
+    words = ["python", "-m", "dist_train", "run", str(config), *submission.overrides]
+    words += ["--address", "auto", "--resume", submission.resume]
+    if submission.run_dir is not None:
+        words += ["--run-dir", str(submission.run_dir)]
+    # Ray sends the signal to this shell too: it has to wait for the run, which ends after saving.
+    return f'trap : TERM; {shlex.join(words)}; status=$?; echo "{_LAST_LINE} $status"; exit $status'
+
+
+class _Follower:
+    """Prints a job's output as it comes and finds out how it ended."""
+
+    def __init__(self, client: Jobs, job: str) -> None:
+        self._client = client
+        self._job = job
+        self._shown = 0
+        self._end = ""
+        self._interrupts = 0
+
+    async def follow(self) -> int:
+        loop = asyncio.get_running_loop()
+        following = asyncio.ensure_future(self._to_the_end())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupted, following)
+        try:
+            return await following
+        except asyncio.CancelledError:
+            tell(f"job {self._job} goes on without anybody following it: ray job logs {self._job} shows it")
+            return FAILED
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _interrupted(self, following: asyncio.Future[int]) -> None:
+        self._interrupts += 1
+        if self._interrupts > 1:
+            following.cancel()
+            return
+        tell(f"stopping job {self._job}: it saves and ends (a second Ctrl-C leaves it to itself)")
+        asyncio.get_running_loop().run_in_executor(None, self._client.stop_job, self._job)
+
+    async def _to_the_end(self) -> int:
+        silent_s = 0.0
+        while True:
+            try:
+                await self._print_output()
+                info = await asyncio.to_thread(self._client.get_job_info, self._job)
+                silent_s = 0.0
+            except Exception as error:
+                # Whatever the client raises: the way to the cluster may be broken for a moment.
+                if silent_s >= LOST_S:
+                    tell(f"job {self._job} cannot be followed any further: {error}")
+                    return FAILED
+                silent_s += POLL_S
+            else:
+                if info.status.is_terminal():
+                    return self._status(info)
+            await asyncio.sleep(POLL_S)
+
+    async def _print_output(self) -> None:
+        """Print what has not been printed yet; returns when the job has ended or the connection has."""
+        passed = 0
+        async for text in self._client.tail_job_logs(self._job):
+            new = text[max(0, self._shown - passed) :]
+            passed += len(text)
+            if new:
+                self._shown += len(new)
+                self._print(new)
+
+    def _print(self, text: str) -> None:
+        self._end = (self._end + text)[-100:]
+        print(text, end="", flush=True, file=sys.stdout)
+
+    def _status(self, info: Any) -> int:
+        said = re.search(rf"^{_LAST_LINE} (\d+)\s*$", self._end, re.MULTILINE)
+        status = info.driver_exit_code if said is None else int(said[1])
+        if status in (DONE, FAILED, REFUSED, INTERRUPTED):
+            return status
+        reason = "killed before it could save" if self._interrupts else f"{info.message}".splitlines()[0]
+        tell(f"job {self._job} ended as {info.status.value.lower()}: {reason}")
+        return FAILED

@@ -1,0 +1,165 @@
+"""The records of a parameter server: every decision a line in events.jsonl, every sample accounted for.
+
+``dist-train replay`` makes the run again from these lines (replay.py), so they hold all that it depends on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dist_train.rules.decisions import Answer, Returned, Step
+from dist_train.rules.ledger import Ledger
+from dist_train.rules.messages import Push, Version, Work
+from dist_train.watch.course import End, Standing
+from dist_train.watch.server_reporter import ServerReporter
+
+Key = tuple[int, int, int]
+
+WHY_RETURNED = {
+    "dropped": "came too late",
+    "refused": "holds NaN or infinity",
+    "ended": "its worker is gone",
+}
+
+
+@dataclass
+class _Wait:
+    """When a push came, when it was decided on, and when it was in the published parameters."""
+
+    came: float
+    decided: float | None = None
+    applied: float | None = None
+
+
+class ServerRecords:
+    """Told of everything once, in order, by the coordinator."""
+
+    def __init__(
+        self,
+        reporter: ServerReporter,
+        event: Callable[[Mapping[str, Any]], None],
+        ledger: Ledger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reporter = reporter
+        self.ledger = ledger
+        self._event = event
+        self._clock = clock
+        self._work: dict[int, Work] = {}
+        self._waits: dict[Key, _Wait] = {}
+        self._deciding: list[tuple[Version, list[Key]]] = []
+
+    def pushed(self, push: Push) -> None:
+        self.reporter.pushed(push)
+        self._waits[key_of(push)] = _Wait(self._clock())
+
+    def decided(self, step: Step) -> None:
+        """Write an update down, with the gradients in it in their order."""
+        self.reporter.applied(step)
+        gradients = []
+        for each in step.contributions:
+            work = self._work.pop(each.push.lease)
+            lease = work.lease
+            self.ledger.trained(lease.epoch, lease.offset, lease.count)
+            gradients.append(_gradient(each.push, work) | {"staleness": each.staleness})
+            if (wait := self._waits.get(key_of(each.push))) is not None:
+                wait.decided = self._clock()
+        self._deciding.append((step.version, [key_of(each.push) for each in step.contributions]))
+        self._event(
+            {
+                "event": "update",
+                "step": step.version.number,
+                "era": step.version.era,
+                "rate": step.rate,
+                "momentum": step.momentum,
+                "samples": step.samples,
+                "gradients": gradients,
+            }
+        )
+
+    def applied(self, version: Version) -> None:
+        while self._deciding and self._deciding[0][0] <= version:
+            for key in self._deciding.pop(0)[1]:
+                if (wait := self._waits.get(key)) is not None:
+                    wait.applied = self._clock()
+
+    def returned(self, lease: Returned, push: Push | None) -> None:
+        """Write down that samples go back to be drawn again, and which gradient did not count."""
+        self.reporter.returned(lease)
+        self._forget(lease)
+        event: dict[str, Any] = {
+            "event": lease.outcome if lease.outcome != "ended" else "requeued",
+            "step": lease.version.number,
+            "era": lease.version.era,
+            "member": lease.member,
+            "incarnation": lease.incarnation,
+            "lease": [lease.run.epoch, lease.run.offset, lease.run.count],
+            "reason": WHY_RETURNED.get(lease.outcome, lease.outcome),
+        }
+        if push is not None:
+            event |= {"read": list(push.version), "sequence": push.sequence, "loss": push.loss}
+        if lease.outcome == "refused":
+            event["warning"] = (
+                f"worker {lease.member}: its gradient holds NaN or infinity and was refused; "
+                "its samples are drawn again"
+            )
+        self._event(event)
+
+    def answered(self, answer: Answer) -> None:
+        """Account for a member's wait, by cause."""
+        for work in answer.reply.work:
+            self._work[work.lease.number] = work
+        wait = self._waits.pop((answer.member, answer.incarnation, answer.sequence), None)
+        if wait is None:
+            return
+        now, reporter, member = self._clock(), self.reporter, answer.member
+        if wait.decided is None:
+            reporter.waited(member, answer.waited_for, now - wait.came)
+            return
+        applied = now if wait.applied is None else wait.applied
+        reporter.waited(member, "quorum", wait.decided - wait.came)
+        reporter.waited(member, "server", applied - wait.decided)
+        late = answer.waited_for if answer.waited_for in ("bound", "work") else "server"
+        reporter.waited(member, late, now - applied)
+
+    def rolled_back(self, lost: int, ledger: Ledger, event: Mapping[str, Any]) -> None:
+        """Write down a return to an earlier version: its ledger is the true one again."""
+        self.ledger = ledger
+        self.reporter.rolled_back(lost)
+        self._work.clear()
+        self._waits.clear()
+        self._deciding.clear()
+        self._event(event)
+
+    def finish(self, at: Standing, end: End) -> None:
+        self.reporter.finish(at, end)
+
+    def _forget(self, lease: Returned) -> None:
+        gone = [number for number, work in self._work.items() if _is(work, lease)]
+        for number in gone:
+            del self._work[number]
+
+
+def key_of(push: Push) -> Key:
+    return push.member, push.incarnation, push.sequence
+
+
+def _is(work: Work, lease: Returned) -> bool:
+    own, run = work.lease, lease.run
+    return (own.epoch, own.offset, own.count) == (run.epoch, run.offset, run.count)
+
+
+def _gradient(push: Push, work: Work) -> dict[str, Any]:
+    lease = work.lease
+    found: dict[str, Any] = {
+        "member": push.member,
+        "incarnation": push.incarnation,
+        "sequence": push.sequence,
+        "read": list(push.version),
+        "lease": [lease.epoch, lease.offset, lease.count],
+        "loss": push.loss,
+    }
+    return found | ({"rates": list(work.rates)} if work.rates else {})

@@ -1,0 +1,327 @@
+"""Tests of a run as a job: what is sent, what is shown, and how it ends; one of them on a real cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError
+from dist_train.runtime import submit
+from dist_train.runtime.reaper import Reaper
+from dist_train.runtime.submit import Submission, entrypoint_of, send
+
+ROOT = Path(__file__).parents[2]
+TINY_TASK = ROOT / "tests" / "faults" / "tiny_task.py"
+SETTINGS: dict[str, Any] = {
+    "name": "sent",
+    "task": "tiny_task.py:Tiny",
+    "parallel": {"workers": 1},
+    "train": {"steps": 12, "batch_size": 8},
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "logging": {"every_steps": 1, "tensorboard": False},
+    "recovery": {"grace_s": 40},
+}
+
+
+class Status(Enum):
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    def is_terminal(self) -> bool:
+        return self is not Status.RUNNING
+
+
+@dataclass
+class Info:
+    status: Status
+    driver_exit_code: int | None = None
+    message: str = "the end"
+
+
+@dataclass
+class Stand:
+    """Stands in for Ray's client: its job has written ``texts`` and ends as ``info`` says.
+
+    ``breaks``: how often the connection breaks in the middle of the output before it holds. With
+    ``until_stopped``, a Ctrl-C arrives at the last text, and the job ends when it is stopped.
+    """
+
+    info: Info
+    texts: list[str]
+    breaks: int = 0
+    until_stopped: bool = False
+    sent: dict[str, Any] = field(default_factory=dict)
+    stopped: int = 0
+
+    def submit_job(self, *, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+        self.sent = {"entrypoint": entrypoint, **runtime_env}
+        return "job_1"
+
+    def get_job_info(self, job: str) -> Info:
+        assert job == "job_1"
+        return Info(Status.RUNNING) if self.until_stopped and not self.stopped else self.info
+
+    def stop_job(self, job: str) -> bool:
+        self.stopped += 1
+        return True
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for text in self.texts[: 1 if self.breaks else None]:
+            yield text
+        if self.breaks:
+            self.breaks -= 1
+            raise RuntimeError("connection lost")
+        if self.until_stopped and not self.stopped:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.001)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny_task.py").write_text(TINY_TASK.read_text())
+    (tmp_path / "sent.yaml").write_text(yaml.safe_dump(SETTINGS))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def status_of(stand: Stand, **more: Any) -> int:
+    return send(Submission("http://127.0.0.1:1", Path("sent.yaml"), **more), lambda address: stand)
+
+
+class TestWhatIsSent:
+    def test_is_the_same_run_on_the_cluster_of_the_job(self, folder: Path) -> None:
+        submission = Submission(
+            "http://head:8265", Path("sent.yaml"), ("name=a b", "seed=1"), Path("/shared/run"), "none"
+        )
+        command = entrypoint_of(submission).split("; ")[1]
+        assert shlex.split(command) == [
+            *("python", "-m", "dist_train", "run", "sent.yaml", "name=a b", "seed=1"),
+            *("--address", "auto", "--resume", "none", "--run-dir", "/shared/run"),
+        ]
+
+    @pytest.mark.processes
+    @pytest.mark.parametrize("status", [0, 1, 2, 75])
+    def test_says_its_status_and_ends_with_it(self, folder: Path, status: int) -> None:
+        """A stand-in for python leaves with the status after the signal that Ray sends to everybody."""
+        stand_in = folder / "python"
+        stand_in.write_text(f"#!/bin/sh\ntrap 'exit {status}' TERM\nkill -TERM $PPID\nkill -TERM $$\n")
+        stand_in.chmod(0o755)
+        entrypoint = entrypoint_of(Submission("http://head:8265", Path("sent.yaml")))
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        answer = subprocess.run(
+            ["/bin/bash", "-c", entrypoint], env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.stdout == f"dist-train: exit status {status}\n"
+        assert answer.returncode == status
+
+    def test_is_the_working_directory_with_time_to_save(self, folder: Path) -> None:
+        stand = Stand(Info(Status.SUCCEEDED, 0), [])
+        status_of(stand)
+        assert stand.sent["working_dir"] == str(folder)
+        assert {".git", ".venv", "/runs"} <= set(stand.sent["excludes"])
+        assert stand.sent["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "50"}
+
+    def test_is_named_from_the_working_directory(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir("/")
+        submission = Submission("http://head:8265", folder / "sent.yaml", working_dir=folder)
+        assert " run sent.yaml " in entrypoint_of(submission)
+
+
+class TestARefusal:
+    """Nothing is sent, and nobody is asked."""
+
+    def refuse(self, **changes: Any) -> str:
+        def nobody(address: str) -> submit.Jobs:
+            raise AssertionError("asked the cluster")
+
+        given = {"address": "http://127.0.0.1:1", "config": Path("sent.yaml"), **changes}
+        with pytest.raises(ConfigError) as refused:
+            send(Submission(**given), nobody)
+        return str(refused.value)
+
+    def test_of_a_wrong_configuration(self, folder: Path) -> None:
+        assert "optimizer.lr" in self.refuse(overrides=("optimizer.lr=-1",))
+
+    def test_of_a_configuration_that_would_not_be_there(self, folder: Path, tmp_path: Path) -> None:
+        inner = folder / "inner"
+        inner.mkdir()
+        assert "give --working-dir a folder that holds it" in self.refuse(working_dir=inner)
+
+    def test_of_a_cluster_open_to_strangers(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(ConfigError, match="without a token"):
+            send(Submission("http://10.0.0.7:8265", Path("sent.yaml")))
+
+
+class TestTheEnd:
+    @pytest.mark.parametrize(
+        ("info", "status"),
+        [
+            (Info(Status.SUCCEEDED, 0), DONE),
+            (Info(Status.FAILED, 1), FAILED),
+            (Info(Status.FAILED, 2), REFUSED),
+            (Info(Status.FAILED, 75), INTERRUPTED),
+            (Info(Status.FAILED, 137), FAILED),
+            (Info(Status.FAILED, None), FAILED),
+        ],
+    )
+    def test_is_that_of_the_run(self, folder: Path, info: Info, status: int) -> None:
+        assert status_of(Stand(info, ["hello\n"])) == status
+
+    def test_that_is_none_of_the_runs_own_is_explained(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status_of(Stand(Info(Status.FAILED, None, "no python there\nand more"), []))
+        assert capsys.readouterr().err.endswith("job job_1 ended as failed: no python there\n")
+
+    def test_shows_the_output_once_however_often_the_connection_breaks(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stand = Stand(Info(Status.SUCCEEDED, 0), ["one\n", "two\n", "three\n"], breaks=3)
+        assert status_of(stand) == DONE
+        assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+    def test_is_unknown_when_the_connection_stays_broken(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(submit, "LOST_S", 0.01)
+        assert status_of(Stand(Info(Status.SUCCEEDED, 0), ["one\n"], breaks=10**6)) == FAILED
+        assert "cannot be followed any further: connection lost" in capsys.readouterr().err
+
+
+class TestCtrlC:
+    def test_stops_the_job_and_ends_as_the_run_says(self, folder: Path) -> None:
+        stand = Stand(Info(Status.STOPPED), ["dist-train: exit ", "status 75\n"], until_stopped=True)
+        assert status_of(stand) == INTERRUPTED
+        assert stand.stopped == 1
+
+    def test_stops_the_job_which_may_fail_to_save(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stand = Stand(Info(Status.STOPPED), ["step 1\n"], until_stopped=True)
+        assert status_of(stand) == FAILED
+        assert "ended as stopped: killed before it could save" in capsys.readouterr().err
+
+    def test_a_second_time_leaves_the_job_to_itself(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stand = Stand(Info(Status.STOPPED), ["step 1\n"], until_stopped=True)
+        monkeypatch.setattr(stand, "stop_job", lambda job: True)
+        assert status_of(stand) == FAILED
+        assert "job job_1 goes on" in capsys.readouterr().err
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class Head:
+    """A real head of a cluster, with dashboard and token, and what it takes to talk to it."""
+
+    url: str
+    environment: dict[str, str]
+
+    def submit(self, folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "dist_train", "submit", "--address", self.url, "sent.yaml", *words]
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**self.environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    with Reaper.start() as reaper:
+        token = reaper.home / "token"
+        token.write_text(secrets.token_hex(32))
+        port, dashboard = free_port(), free_port()
+        environment = {
+            **os.environ,
+            **reaper.variables,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
+        command += ["--num-cpus=2", f"--temp-dir={reaper.home}", "--object-store-memory=80000000"]
+        command += ["--disable-usage-stats"]
+        with (reaper.home / "head.log").open("w") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{dashboard}"
+        wait_for(url, token.read_text())
+        yield Head(url, environment)
+    process.wait()
+
+
+def wait_for(url: str, token: str) -> None:
+    """Wait until the head answers."""
+    request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(request):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, "the head does not answer"
+            time.sleep(0.1)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(240)
+def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, head: Head) -> None:
+    with head.submit(folder, RAY_AUTH_TOKEN="0" * 64) as stranger:
+        output, _ = stranger.communicate(timeout=60)
+    assert stranger.returncode == REFUSED, output
+    assert "the cluster wants its token" in output
+
+    run = ["--run-dir", str(folder / "run")]
+    # So slow that it cannot end by itself; the last step of the plan is far away.
+    slow = ["train.steps=4000", "task_options.pace_s=0.05"]
+    with head.submit(folder, *slow, *run) as process:
+        assert process.stdout is not None
+        shown = ""
+        for line in process.stdout:
+            shown += line
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, shown + rest
+    assert "status         interrupted" in rest
+
+    with head.submit(folder, "train.steps=4000", "task_options.pace_s=0", *run) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == DONE, output
+    assert "status         done" in output
+    assert (folder / "run" / "model.safetensors").exists()
