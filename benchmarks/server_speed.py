@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.machine import environment, used
 from benchmarks.step_time import HUGE_PAGES, LAUNCHES, WARMUP, dist_train
 from benchmarks.turns import Contestant, Job, Stage
+from benchmarks.workload import LOG_EVERY
 
 WORKERS = 2
 STEPS = {"mlp_100k": 400, "mlp_1m": 100, "mlp": 20, "mlp_50m": 5}
@@ -43,10 +44,20 @@ def ray_actors(workload: str, folder: Path) -> Contestant:
     return Contestant("ray_actors", ["env", "RAY_worker_niceness=0", f"TMPDIR={folder}", *command])
 
 
+def asynchronous(workload: str, folder: Path) -> Contestant:
+    """The parameter server, with everything that is on by default, as the synchronous mode has it.
+
+    It logs as often by the number of samples; its updates are half as large.
+    """
+    settings = ["parallel.mode=async", f"logging.every_steps={WORKERS * LOG_EVERY}"]
+    return dist_train(workload, folder, *settings, name="async")
+
+
 def contestants(workload: str, folder: Path, parts: bool) -> list[Contestant]:
     """The trainers and the floor; with ``parts``, also each part of the floor on its own."""
-    rivals = [ray_actors(workload, folder), dist_train(workload, folder, name="sync")]
-    return [*rivals, *(floor(workload, name) for name in (FLOORS if parts else ["floor"]))]
+    own = [asynchronous(workload, folder), dist_train(workload, folder, name="sync")]
+    floors = [floor(workload, name) for name in (FLOORS if parts else ["floor"])]
+    return [ray_actors(workload, folder), *own, *floors]
 
 
 def measure(workload: str, rounds: int, parts: bool = False) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def serve(config: Config, connection: Connection, workers: int, open_server: Ope
         host = server.memory.parameters if leads else torch.zeros(layout.size)
         flat = FlatModel(model, layout, host)
         coupling = _coupling(config, connection, workers, server, flat, turn)
-        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase)
+        number = turn.member * place.workers + place.rank
+        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, number)
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
         _begin(member, workers)
         _train(member)
@@ -129,17 +130,21 @@ def _train(member: Member) -> None:
     learner, turn = member.learner, member.turn
     leases, batches = learner.leased()
     new: Sequence[Work] = tuple(turn.work)
-    while turn.reply is not None and not turn.reply.stop:
-        if turn.reply.forget:
-            # What was loaded ahead belongs to leases that were withdrawn.
-            leases, batches = learner.leased()
-        for work in new:
-            leases.feed(Run(work.lease.epoch, work.lease.offset, work.lease.count), turn.parts)
-        if turn.reply.validation is not None:
-            _validate(member, turn.reply.validation)
-        else:
-            _lease(member, batches)
-        new = turn.reply.work
+    try:
+        while turn.reply is not None and not turn.reply.stop:
+            if turn.reply.forget:
+                # What was loaded ahead belongs to leases that were withdrawn.
+                batches.close()
+                leases, batches = learner.leased()
+            for work in new:
+                leases.feed(Run(work.lease.epoch, work.lease.offset, work.lease.count), turn.parts)
+            if turn.reply.validation is not None:
+                _validate(member, turn.reply.validation)
+            else:
+                _lease(member, batches)
+            new = turn.reply.work
+    finally:
+        batches.close()
 
 
 def _lease(member: Member, batches: Iterator[Any]) -> None:

@@ -71,7 +71,7 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     state = State(model, optimizers.build(model, config.optimizer), connection.device)
     seed_all(worker_seed(config.seed, place.rank, 0))
     with connection.collective(_facts(config, state)) as collective, ExitStack() as parts:
-        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase)
+        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, place.rank)
         coupling = AllReduce(config.parallel, place.rank, place.workers)
         learner = Learner(config, task, state, coupling, at)
         training = _open(config, connection, given, learner, stop, parts)
@@ -147,7 +147,7 @@ def _train(training: Training) -> bool:
         rate = learner.rate
         learner.step()
         training.profiler.step()
-        due = timetable.after(counted.updates, counted.position, learner.finished)
+        due = timetable.after(counted.updates, counted.cursor, learner.finished)
         counted.owes_validation = due.validation
         if due.log:
             training.reporter.measured(learner.measure(), rate)

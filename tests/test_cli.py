@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from dist_train import cli
+from dist_train.config import load_config
 from dist_train.errors import ConfigError
-from dist_train.runtime import start
+from dist_train.runtime import start, submit
 from dist_train.runtime.start import Request
+from dist_train.runtime.submit import Submission
 
 Run = Callable[..., int]
 
@@ -51,6 +53,27 @@ def test_run_resumes_where_it_can_by_default(command: Run, requests: list[Reques
     command("run", "a.yaml")
     assert requests == [Request(Path("a.yaml"))]
     assert requests[0].resume == "auto"
+
+
+@pytest.mark.parametrize("address", ["auto", "head:6379", "[::1]:6379"])
+def test_an_address_is_that_of_the_cluster_in_the_configuration(
+    command: Run, requests: list[Request], address: str
+) -> None:
+    command("run", "a.yaml", "seed=1", "--address", address)
+    (request,) = requests
+    assert request.overrides[0] == "seed=1"
+    config = load_config(Path(__file__).parents[1] / "configs/digits-sync.yaml", request.overrides)
+    assert config.parallel.cluster.address == address
+
+
+def test_submit_passes_everything_on(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Submission] = []
+    monkeypatch.setattr(submit, "send", lambda submission: sent.append(submission) or 75)
+    words = ["submit", "--address", "http://head:8265", "a.yaml", "seed=1", "--run-dir", "out"]
+    assert command(*words, "--resume", "none", "--working-dir", "here") == 75
+    assert sent == [
+        Submission("http://head:8265", Path("a.yaml"), ("seed=1",), Path("out"), "none", Path("here"))
+    ]
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 75])
@@ -105,7 +128,14 @@ def test_checkpoints_prints_a_line_for_each_and_fails_if_one_is_damaged(
 
 @pytest.mark.parametrize(
     "words",
-    [["run"], ["bogus"], ["run", "a.yaml", "--bogus"], ["run", "a.yaml", "--resume"], ["checkpoints"]],
+    [
+        ["run"],
+        ["bogus"],
+        ["run", "a.yaml", "--bogus"],
+        ["run", "a.yaml", "--resume"],
+        ["checkpoints"],
+        ["submit", "a.yaml"],
+    ],
 )
 def test_wrong_usage_is_status_2(command: Run, requests: list[Request], words: list[str]) -> None:
     assert command(*words) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+
+from dist_train.config import load_config
+from dist_train.rules.resources import missing
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -217,7 +222,85 @@ def test_slurm_signals_the_workers_and_may_requeue():
     assert "gpus-per-task" not in options
 
 
-@pytest.mark.parametrize("script", sorted(LAUNCH.iterdir()), ids=lambda script: script.name)
+SUBMIT = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('RAY_AUTH_TOKEN_PATH')]))"
+
+
+def submitted(folder, *words, **variables):
+    """What the script for Ray hands to dist-train, and the file it names for the token."""
+    stand_in = folder / "bin" / "dist-train"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!{sys.executable}\n{SUBMIT}")
+    stand_in.chmod(0o755)
+    status, output = finish(start([LAUNCH / "ray_job.sh", *words], folder, **variables))
+    assert status == 0, output
+    return json.loads(output)
+
+
+def test_a_ray_job_goes_to_the_cluster_that_is_named(folder):
+    words, token = submitted(
+        folder, "line.yaml", "seed=1", "--run-dir", "a b", ADDRESS="http://head:8265", TOKEN_FILE="token"
+    )
+    assert words == ["submit", "--address", "http://head:8265", "line.yaml", "seed=1", "--run-dir", "a b"]
+    assert token == "token"
+
+
+def test_a_ray_job_goes_to_a_tunnel_on_this_machine_by_default(folder):
+    words, _ = submitted(folder, "line.yaml")
+    assert words == ["submit", "--address", "http://127.0.0.1:8265", "line.yaml"]
+
+
+@pytest.fixture(scope="module")
+def kuberay():
+    """The parts of the recipe for Kubernetes, by their kind."""
+    parts = yaml.safe_load_all((LAUNCH / "kuberay.yaml").read_text())
+    return {part["kind"]: part for part in parts}
+
+
+def containers(job):
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield from group["template"]["spec"]["containers"] * group.get("replicas", 1)
+
+
+def test_kubernetes_lets_nobody_in_without_the_token(kuberay):
+    cluster = kuberay["RayJob"]["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    assert all("dashboard-host" not in group["rayStartParams"] for group in groups)
+    policy = kuberay["NetworkPolicy"]["spec"]
+    own = {"matchLabels": {"ray.io/originated-from-cr-name": kuberay["RayJob"]["metadata"]["name"]}}
+    assert policy["podSelector"] == own
+    assert policy["policyTypes"] == ["Ingress"]
+
+
+def test_kubernetes_runs_the_pinned_ray(kuberay):
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert kuberay["RayJob"]["spec"]["rayClusterSpec"]["rayVersion"] == pinned
+    assert f"FROM rayproject/ray:{pinned}-" in (LAUNCH / "kuberay.yaml").read_text()
+
+
+def test_kubernetes_runs_what_the_cluster_holds_and_gives_it_time_to_save(kuberay):
+    job = kuberay["RayJob"]["spec"]
+    program, *words = shlex.split(job["entrypoint"])
+    assert program == "dist-train"
+    run, config, *rest = words
+    assert run == "run"
+    assert rest[rest.index("--address") + 1] == "auto"
+    settings = load_config(ROOT / config, [word for word in rest if "=" in word])
+    reserved = [{"CPU": settings.parallel.cluster.worker_cpus}] * settings.parallel.workers
+    nodes = [{"CPU": int(each["resources"]["limits"]["cpu"])} for each in containers(kuberay["RayJob"])]
+    assert missing(nodes, reserved) is None
+    mounts = [mount["mountPath"] for each in containers(kuberay["RayJob"]) for mount in each["volumeMounts"]]
+    assert set(mounts) == {Path(rest[rest.index("--run-dir") + 1]).parent.as_posix()}
+    wait_s = int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
+    assert wait_s > settings.recovery.grace_s
+    assert job["backoffLimit"] > 0
+
+
+SCRIPTS = sorted(script for script in LAUNCH.iterdir() if script.suffix != ".yaml")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_a_launch_script_is_sound_bash(script):
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
     assert os.access(script, os.X_OK)

@@ -113,22 +113,24 @@ def restore(state: State, origin: Path, rank: int, workers: int, seed: int) -> N
 def plan_from(config: Config, state: State, workers: int, train_size: int) -> tuple[Plan, str | None]:
     """Make the plan for a new or restored state, and say in a line what changed in the learning rate.
 
-    Where the batch changed since the state was saved, the rate follows the scaling rule, at once or, with
-    schedule.rewarm, climbing from the old rate.
+    Where the batch that the rate goes by changed since the state was saved, the rate follows the scaling
+    rule, at once or, with schedule.rewarm, climbing from the old rate.
     """
     chosen, counted, samples = state.chosen, state.counted, state.counted.samples
     _refuse_other_data(state, train_size)
     old_rate, old_batch = chosen.rate, chosen.batch
-    chosen.batch = make_plan(config, workers, train_size).samples_per_update
-    _refuse_uneven_passes(config, counted, workers, chosen.batch)
-    done = _before_position(config, counted, chosen.batch)
+    first = make_plan(config, workers, train_size)
+    chosen.batch = first.scaling_batch
+    _refuse_uneven_passes(config, counted, workers, first.samples_per_update)
+    done = _before_position(config, counted, first.samples_per_update)
     if old_rate is None or old_batch is None or old_batch == chosen.batch:
         return make_plan(config, workers, train_size, chosen.rewarms, done), None
     chosen.rewarms = ()
     plan = make_plan(config, workers, train_size, done=done)
+    what = "global batch" if config.parallel.outer_in_force is None else "batch of one local step"
     rate, note = (
         learning_rate(plan.schedule, samples),
-        f"global batch {old_batch} -> {chosen.batch}: learning rate",
+        f"{what} {old_batch} -> {chosen.batch}: learning rate",
     )
     if rate == old_rate:
         return plan, f"{note} stays {rate:.6g}"

@@ -26,6 +26,7 @@ from dist_train.core.data import (
     validation_batches,
 )
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
+from dist_train.core.injected_delays import injected_delays
 from dist_train.core.seeds import generators_untouched, seed_all
 from dist_train.core.state import Counted, State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
@@ -58,13 +59,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a learner needs to know of the worker it runs in."""
+    """What a learner needs to know of the worker it runs in.
+
+    ``rank`` and ``workers`` are those of its group; ``number`` is its own among all workers of the run.
+    """
 
     rank: int
     workers: int
     numerics: Numerics
     collective: Collective
     phase: SetPhase
+    number: int = 0
 
 
 class Learner:
@@ -120,6 +125,7 @@ class Learner:
             self.task, started, self.coupling, at.numerics, self._clock, self._phase
         )
         self._update = UpdateHalf(self.state.optimizer, list(model.parameters()), config.train.clip_norm)
+        self._delays = injected_delays(config.faults, at.number, counted.updates)
         self._loss_sum = torch.zeros((), device=at.numerics.device)
         self._batches = iter(())
         self._validators: dict[tuple[int, int], Validator] = {}
@@ -157,6 +163,8 @@ class Learner:
         sizes = [len(offsets) for offsets in self._share.batches(count)]
         set_rate(self.state.optimizer, rate, momentum(self.plan.schedule, self.state.counted.samples))
         self._gradients(batches, sizes, count, self._loss_sum)
+        if self._delays is not None:
+            self._delays(self._clock)
         self._phase("update")
         self.coupling.update(self._update)
         self._clock.end("update")

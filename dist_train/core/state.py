@@ -46,7 +46,7 @@ class Counted:
 
 @dataclass
 class Chosen:
-    """``rate`` is the learning rate of the next update, ``batch`` the samples of one."""
+    """``rate`` is the learning rate of the next update, ``batch`` the samples of one step at that rate."""
 
     rate: float | None = None
     batch: int | None = None

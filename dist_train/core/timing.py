@@ -79,14 +79,28 @@ class StepClock:
             phase = "communication"
         self._marks.append((phase, self._new_mark()))
 
+    def computing_s(self) -> float:
+        """Return the seconds of this step's forward and backward passes so far; waits for the device."""
+        self._wait()
+        seconds = 0.0
+        for (_, earlier), (phase, later) in zip(self._marks[-2::-1], self._marks[:0:-1], strict=True):
+            if phase == "update":
+                break
+            if phase in ("forward", "backward"):
+                seconds += earlier.seconds_until(later)
+        return seconds
+
     def drain(self, steps: int) -> StepTimes:
         """Return the mean seconds per step since the last call; waits for the device."""
         totals = dict.fromkeys(PHASES, 0.0)
-        if self._marks and isinstance(self._marks[-1][1], CudaMark):
-            self._marks[-1][1].event.synchronize()
+        self._wait()
         for (_, earlier), (phase, later) in zip(self._marks, self._marks[1:], strict=False):
             if phase != "begin":
                 totals[phase] += earlier.seconds_until(later)
         totals["data"] = self._data_s
         self._marks, self._data_s = [], 0.0
         return StepTimes(**{phase: total / max(1, steps) for phase, total in totals.items()})
+
+    def _wait(self) -> None:
+        if self._marks and isinstance(self._marks[-1][1], CudaMark):
+            self._marks[-1][1].event.synchronize()

@@ -9,7 +9,7 @@ from dist_train.rules.admission import Contribution, Rule
 from dist_train.rules.dealing import BEGINNING, Deck
 from dist_train.rules.decisions import Take
 from dist_train.rules.messages import Lease, Work
-from dist_train.rules.sampling import Position, Run
+from dist_train.rules.sampling import Cursor, Position, Run
 from dist_train.rules.timetable import Due, Timetable
 
 
@@ -73,7 +73,7 @@ class Terms:
         """
         epoch = after // self.epoch_samples
         crossed = epoch > before // self.epoch_samples
-        return self.timetable.after(number, Position(epoch, 0 if crossed else 1), ends)
+        return self.timetable.after(number, Cursor(Position(epoch, 0 if crossed else 1)), ends)
 
     def ends_at(self, updates: int) -> bool:
         """Say whether a length in updates ends training; what is still out is then left over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_train.rules.sampling import Position
+from dist_train.rules.sampling import Cursor
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,21 @@ class Timetable:
     validate_steps: int | None
     checkpoint_steps: int
 
-    def after(self, updates: int, position: Position, finished: bool) -> Due:
-        """Say what is due when ``updates`` have been made and the next sample is at ``position``.
+    def after(self, updates: int, cursor: Cursor, finished: bool) -> Due:
+        """Say what is due when ``updates`` have been made and the data stand at ``cursor``.
 
-        The end of training is always logged, validated and saved.
+        The end of training is always logged, validated and saved. No epoch ends while samples dealt before
+        it are not trained.
         """
         return Due(
             log=finished or updates % self.log_steps == 0,
-            validation=finished or self._validation(updates, position),
+            validation=finished or self._validation(updates, cursor),
             checkpoint=finished or updates % self.checkpoint_steps == 0,
         )
 
-    def _validation(self, updates: int, position: Position) -> bool:
+    def _validation(self, updates: int, cursor: Cursor) -> bool:
         if self.validate_steps is not None:
             return updates % self.validate_steps == 0
-        return position.offset == 0 and position.epoch % self.validate_epochs == 0
+        position = cursor.position
+        ends = position.offset == 0 and not cursor.unfinished
+        return ends and position.epoch % self.validate_epochs == 0

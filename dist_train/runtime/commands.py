@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dist_train.exchange.segments import Address
 
 
 @dataclass(frozen=True)
 class Attach:
-    """Open the memory of a member's process; None: its gradients come by themselves, from another node."""
+    """Open the memory in which a member's process hands in its gradients."""
 
     member: int
     incarnation: int
-    memory: Address | None
+    memory: Address
     statistics: int
 
 
 @dataclass(frozen=True)
 class TakeGradient:
-    """Add a gradient to the coming step. ``parcel`` holds it when it comes from another node."""
+    """Add a gradient to the coming step; it lies in its member's memory."""
 
     member: int
     incarnation: int
     buffer: int
     weight: float
     alone: bool
-    parcel: Any = None
 
 
 @dataclass(frozen=True)

@@ -23,40 +23,56 @@ class ShardLost(TrainingError):
 
 
 class Fleet:
-    """``copies[k]`` are the processes that hold shard k; the first of them is the one that is read."""
+    """``copies[k]`` are the processes that hold shard k; the first of them is the one that is read.
+
+    One batch of commands at a time: the next verb is for when the one before has returned.
+    """
 
     def __init__(self, shards: int) -> None:
         self.copies: list[list[Copy]] = [[] for _ in range(shards)]
+        # Those that were found gone, until somebody takes note.
         self.gone: list[Copy] = []
         self._index = 0
-        self._lock = asyncio.Lock()
+
+    @property
+    def all(self) -> list[Copy]:
+        return [copy for row in self.copies for copy in row]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every shard has a process."""
+        return all(self.copies)
+
+    def lacks(self, shard: int) -> bool:
+        return not self.copies[shard]
+
+    def admit(self, copy: Copy) -> None:
+        """Count a copy among those that obey; what it holds is the caller's concern."""
+        self.copies[copy.shard].append(copy)
 
     async def obey(self, commands: Sequence[Command]) -> list[Done]:
         """Have every copy of every shard obey; return what each shard's first copy has done.
 
         A copy that is gone is put on the list ``gone``; raises ShardLost when it was a shard's last.
         """
-        async with self._lock:
-            self._index += 1
-            rounds = [self._one(copy, commands) for row in self.copies for copy in row]
-            answers = await asyncio.gather(*rounds)
-        done = {copy: answer for copy, answer in answers if answer is not None}
+        self._index += 1
+        answers = await asyncio.gather(*(self._one(copy, commands) for copy in self.all))
+        done = {copy.serial: answer for copy, answer in answers if answer is not None}
+        for row in self.copies:
+            self.gone += [copy for copy in row if copy.serial not in done]
+            row[:] = [copy for copy in row if copy.serial in done]
         for shard, row in enumerate(self.copies):
-            self.gone += [copy for copy in row if copy not in done]
-            row[:] = [copy for copy in row if copy in done]
             if not row:
                 raise ShardLost(shard)
-        return [done[row[0]] for row in self.copies]
+        return [done[row[0].serial] for row in self.copies]
 
-    async def admit(self, copy: Copy, begin: Sequence[Command]) -> None:
-        """Take in a new copy, once it has obeyed ``begin``; nothing else is obeyed meanwhile."""
-        async with self._lock:
-            self._index += 1
-            _, done = await self._one(copy, begin)
-            if done is None:
-                self.gone.append(copy)
-                raise ShardLost(copy.shard)
-            self.copies[copy.shard].append(copy)
+    async def bring_up(self, copy: Copy, begin: Sequence[Command]) -> bool:
+        """Admit a copy that has obeyed ``begin``; False if it is gone."""
+        self._index += 1
+        _, done = await self._one(copy, begin)
+        if done is not None:
+            self.admit(copy)
+        return done is not None
 
     async def _one(self, copy: Copy, commands: Sequence[Command]) -> tuple[Copy, Done | None]:
         try:

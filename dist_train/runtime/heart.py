@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from dist_train.runtime.letters import Pulse
 from dist_train.runtime.pulse import PulseWriter
@@ -34,8 +35,9 @@ class Heart:
         self._coordinator.post("pulse", self._kind, self._number, pulse)
 
 
-def redirect_output(path: str) -> None:
+def redirect_output(path: Path) -> None:
     """Append what this process prints to its log in the run's directory, from here on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

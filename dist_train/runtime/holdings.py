@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dist_train import optimizers, tasks
 from dist_train.config import Config
@@ -64,7 +66,7 @@ class Holdings:
         self._memory = Segment.create(AREAS * vectors.bytes)
         self._areas = areas(self._memory, vectors, AREAS)
         self._held_memory = Segment.create(held_bytes(layout.size, self.server.statistics_size))
-        _, self._held_statistics = held(self._held_memory, layout.size, self.server.statistics_size)
+        self._held = held(self._held_memory, layout.size, self.server.statistics_size)
         self._kept: list[Kept | None] = [None] * AREAS
         self.saving: int | None = None
 
@@ -105,7 +107,12 @@ class Holdings:
 
     def hold_statistics(self) -> None:
         """Put the mean of the members' buffers beside the parameters that the shards have put there."""
-        self._held_statistics.copy_(self.server.mean_statistics())
+        self._held[1].copy_(self.server.mean_statistics())
+
+    def held_values(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return the parameters that are held for a validation and the buffers' values, for another node."""
+        parameters, statistics = self._held
+        return parameters.numpy(), statistics.numpy()
 
     def next_area(self) -> int:
         """Return the area to be written next, whose content counts no more: the older one."""

@@ -105,7 +105,10 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Want:
-    """What the coordinator asks of the conductor: a new process for a member, or for a shard."""
+    """What the coordinator asks of the conductor: a new process for a member, or for a shard.
+
+    ``incarnation`` is that of the member's process, or the serial number of the shard's.
+    """
 
     kind: str
     number: int
@@ -115,8 +118,12 @@ class Want:
 
 @dataclass(frozen=True)
 class News:
-    """What happened since the last time: things to show, things to do, and how it ended if it has."""
+    """What happened since the last time: things to show, things to do, and how it ended if it has.
 
+    ``number`` is to be named when the next news are asked for: until then these may have been lost.
+    """
+
+    number: int = 0
     length: Length | None = None
     shown: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     wants: list[Want] = field(default_factory=list)

@@ -55,6 +55,8 @@ _QUICK = {
     # A call that fails says so at once, instead of after a second of waiting for news of the actor.
     "RAY_timeout_ms_task_wait_for_death_info": "0",
     "RAY_prestart_worker_first_driver": "0",
+    # Workers are what the machine is for: not below everything else.
+    "RAY_worker_niceness": "0",
     # An actor without a GPU leaves CUDA_VISIBLE_DEVICES alone.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -116,12 +118,23 @@ class Actor:
             except Unreachable:
                 await asyncio.sleep(RETRY_S)
 
+    def keep_asking(self, method: str, *arguments: Any) -> Any:
+        """The blocking ``insist``, for threads."""
+        while True:
+            try:
+                return self.ask(method, *arguments)
+            except Unreachable:
+                time.sleep(RETRY_S)
+
     def post(self, method: str, *arguments: Any) -> None:
         """Call without waiting; the answer, and whether there is one, stays unknown."""
         self.handle.call.remote(method, *arguments)
 
     def kill(self) -> None:
-        """End the actor's process at once, if it has not ended."""
+        """End the actor's process, if it has not ended; a stopped one ends within some 5 s.
+
+        Where that is too long, use kill_process.
+        """
         ray = _ray()
         ray.kill(self.handle, no_restart=True)
 
@@ -269,7 +282,8 @@ class Cluster:
             "scheduling_strategy": place,
             "runtime_env": {"env_vars": {**_QUICK, **environment}},
         }
-        hosted = ray.remote(**options)(Host)
+        # Tools show a process by the name of its class.
+        hosted = ray.remote(**options)(type(name.replace(" ", "_"), (Host,), {}))
         actor = Actor(name, hosted.remote(Origin.of_this_process(), name_of(cls), tuple(arguments)))
         self._actors.append(actor)
         return actor
@@ -350,7 +364,8 @@ def jobs(address: str) -> Any:
         client = JobSubmissionClient(address)
     except Exception as error:
         raise _unanswered(address, "Ray's Jobs API does not answer", error) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return client
 
 

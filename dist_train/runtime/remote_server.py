@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from dist_train.exchange.segments import Segment, SegmentGone
 from dist_train.exchange.server import MemberMemory, Sizes, Welcome
 from dist_train.rules.messages import Measured, Push, Reply, Version
 from dist_train.runtime.letters import Hello, Sources
+from dist_train.runtime.memories import Parcel
 from dist_train.runtime.ray_cluster import RETRY_S, Actor, node_id, put, this_process
 from dist_train.runtime.remote import ActorGone, Unreachable
 
 # How long a reader waits for a version before it asks whether a shard was replaced.
-LOOK_S = 0.5
+LOOK_S = 0.2
+# What a read may meet while a shard is being replaced.
+_TRANSIENT = (NotPublished, SegmentGone, ActorGone, Unreachable)
 
 
 class RemoteServer:
@@ -47,6 +51,7 @@ class RemoteServer:
         self._sends_base = sends_base
         self._timeout_s = timeout_s
         self._version = Version(0, 0)
+        self._node = node_id()
         self._find_sources()
 
     def enlist(self, sizes: Sizes) -> Welcome:
@@ -60,7 +65,7 @@ class RemoteServer:
             memory=self.memory.segment.address if self._is_near else None,
             threads=torch.get_num_threads(),
         )
-        welcome: Welcome = self._ask("enlist", hello)
+        welcome: Welcome = self._coordinator.keep_asking("enlist", hello)
         return welcome
 
     def join(self, ahead: int) -> Reply:
@@ -77,25 +82,33 @@ class RemoteServer:
         while True:
             try:
                 self._version = self._read(Edition(*at_least), into)
-                return self._version
-            except (NotPublished, SegmentGone, ActorGone, Unreachable):
+                break
+            except _TRANSIENT:
                 if time.monotonic() > deadline:
                     raise
-                self._find_sources()
+                # A shard's successor may be on its way, which takes as long as it takes.
+                self._phase("waiting", self._version.number + 1)
+                self._find_sources(unusable=self._sources.edition)
+        self._phase("update", self._version.number + 1)
+        return self._version
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         parts = [into[part.start : part.stop] for part in self._sources.parts]
         edition = Edition(*version)
-        if self._is_near:
-            return all(reader.read(edition, part) for reader, part in zip(self._readers, parts, strict=True))
-        return all(self._fetch(shard, edition, part) is not None for shard, part in enumerate(parts))
+        with suppress(*_TRANSIENT):
+            if self._is_near:
+                readers = zip(self._readers, parts, strict=True)
+                return all(reader.read(edition, part) for reader, part in readers)
+            return all(self._fetch(shard, edition, part) is not None for shard, part in enumerate(parts))
+        self._find_sources(unusable=self._sources.edition)
+        return False
 
     def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
         if self._is_near:
             parameters.copy_(self._held[0])
             statistics.copy_(self._held[1])
             return
-        there, values = self._ask("held")
+        there, values = self._coordinator.keep_asking("held")
         parameters.copy_(_tensor(there))
         statistics.copy_(_tensor(values))
 
@@ -124,46 +137,39 @@ class RemoteServer:
         into.copy_(_tensor(found[1]))
         return Edition(*found[0])
 
-    def _parcel(self, push: Push) -> list[Any]:
-        """Put a gradient into the object store, a piece for each shard; the buffers' values come last."""
-        gradient = self.memory.gradients[push.buffer]
-        pieces: list[Any] = []
-        for part in self._sources.parts:
-            rows = [gradient[part.start : part.stop]]
-            if self._sends_base:
-                rows.append(self.memory.parameters[part.start : part.stop])
-            pieces.append(put(torch.cat(rows).numpy()))
-        return [*pieces, self.memory.statistics.numpy().copy()]
+    def _parcel(self, push: Push) -> Parcel:
+        """Put a gradient into the object store, from where the coordinator fetches it."""
+        memory = self.memory
+        base = put(memory.parameters.numpy()) if self._sends_base else None
+        return Parcel(put(memory.gradients[push.buffer].numpy()), base, memory.statistics.numpy().copy())
 
-    def _find_sources(self) -> None:
-        """Ask where the parameters are to be read, and open what is near."""
-        self._node = node_id()
-        sources: Sources | None = None
-        while sources is None:
-            sources = self._ask("sources")
+    def _find_sources(self, unusable: int | None = None) -> None:
+        """Ask where the parameters are to be read, and open what is near; ``unusable`` was not to be read."""
+        while True:
+            sources: Sources | None = self._coordinator.keep_asking("sources", unusable)
+            with suppress(*_TRANSIENT):
+                if sources is not None:
+                    self._open(sources)
+                    return
+            unusable = None if sources is None else sources.edition
+            time.sleep(LOOK_S)
+
+    def _open(self, sources: Sources) -> None:
+        if sources.node == self._node:
+            self._readers = [
+                PublishedReader(Segment.open(address), len(part))
+                for address, part in zip(sources.memory, sources.parts, strict=True)
+            ]
+            size = sources.parts[-1].stop
+            self._held = held(Segment.open(sources.held), size, self.memory.statistics.numel())
         self._sources = sources
-        if not self._is_near:
-            return
-        self._readers = [
-            PublishedReader(Segment.open(address), len(part))
-            for address, part in zip(sources.memory, sources.parts, strict=True)
-        ]
-        size = sources.parts[-1].stop
-        self._held = held(Segment.open(sources.held), size, self.memory.statistics.numel())
 
     def _speak(self, verb: str, *arguments: Any) -> Reply:
         self._phase("waiting", self._version.number + 1)
-        reply: Reply = self._ask(verb, *arguments)
+        # The coordinator knows a message that it has had before.
+        reply: Reply = self._coordinator.keep_asking(verb, *arguments)
         self._phase("update", reply.version.number + 1)
         return reply
-
-    def _ask(self, verb: str, *arguments: Any) -> Any:
-        """Ask until there is an answer: the coordinator knows a message that it has had before."""
-        while True:
-            try:
-                return self._coordinator.ask(verb, *arguments)
-            except Unreachable:
-                time.sleep(RETRY_S)
 
 
 def _tensor(array: Any) -> Tensor:

@@ -49,7 +49,7 @@ class ServerRun:
         self.order = order
         self.config = order.config
         self.members = group_count(order.config.parallel, order.workers)
-        self.saving: asyncio.Future[None] | None = None
+        self._saving: asyncio.Future[None] | None = None
         self.referee_or_none: Referee | None = None
         self._display = ForwardedDisplay()
         self._length: Length | None = None
@@ -68,7 +68,9 @@ class ServerRun:
         clean(order.run_dir / CHECKPOINTS)
         self._origin = find_origin(order.run_dir, order.resume)
         self.holdings = Holdings(self.config, order.workers, self._origin.path)
-        return self.holdings.blueprints(parallel.server.shards, threads=1)
+        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1)
+        self.parts = tuple(each.part for each in blueprints)
+        return blueprints
 
     def begin(self) -> tuple[int, Kept]:
         """Fill the memory that the shards begin from."""
@@ -234,7 +236,7 @@ class ServerRun:
             state.chosen.rewarms,
             backups=self._choice.backups,
         )
-        state.chosen.batch = self.plan.samples_per_update
+        state.chosen.batch = self.plan.scaling_batch
         return self.referee.change(self._terms(self.plan))
 
     # -- what happens ----------------------------------------------------------------------------------
@@ -301,9 +303,18 @@ class ServerRun:
     def _counts(self, start: Start) -> Kept:
         return Kept(start, {}, self.records.ledger.to_state(), self.records.reporter.tally.to_state())
 
-    def save(self, area: int) -> None:
-        """Start a checkpoint of an area; for a thread of its own."""
+    async def start_saving(self, area: int) -> None:
+        """Start a checkpoint of an area; training goes on, unless the one before is still under way."""
+        await self.saved()
         self.holdings.saving = area
+        self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, area))
+
+    async def saved(self) -> None:
+        """Wait until no area is being read for a checkpoint."""
+        if self._saving is not None:
+            await self._saving
+
+    def _save(self, area: int) -> None:
         try:
             self.holdings.save(self._keeper, area, self._rate, lambda: None)
         finally:

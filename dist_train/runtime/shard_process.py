@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from dist_train.runtime.commands import (
     TakeGradient,
 )
 from dist_train.runtime.heart import Heart, redirect_output
-from dist_train.runtime.ray_cluster import Actor, Ref, this_process
+from dist_train.runtime.ray_cluster import Actor, this_process
 from dist_train.runtime.remote import Process
 
 
@@ -55,17 +56,23 @@ class Blueprint:
 class ShardProcess:
     """The actor. Holds a slice; its memory can be read by every process of this node."""
 
-    def __init__(self, number: int, serial: int, coordinator: Actor, log_file: str) -> None:
+    def __init__(self, number: int, serial: int, coordinator: Actor, log_file: Path) -> None:
         redirect_output(log_file)
         children.dump_stacks_on_request()
         self._number = number
         self._coordinator = coordinator
         self._heart = Heart(coordinator, "shard", number, serial)
         self._last = Done(0, {})
-        self._members: dict[int, tuple[int, MemberMemory | None]] = {}
+        self._members: dict[tuple[int, int], MemberMemory] = {}
+        self._built: asyncio.Future[None] | None = None
 
     async def build(self) -> None:
-        """Make the shard as the coordinator describes it."""
+        """Make the shard as the coordinator describes it; once, however often it is asked for."""
+        if self._built is None:
+            self._built = asyncio.ensure_future(self._build())
+        await asyncio.shield(self._built)
+
+    async def _build(self) -> None:
         blueprint: Blueprint = await self._coordinator.insist("blueprint", self._number)
         torch.set_num_threads(blueprint.threads)
         self._blueprint = blueprint
@@ -110,11 +117,8 @@ class ShardProcess:
     def _one(self, command: Command, check: int | None) -> int | None:
         match command:
             case Attach():
-                memory = None
-                if command.memory is not None:
-                    segment = Segment.open(command.memory)
-                    memory = MemberMemory(segment, self._layout.size, command.statistics)
-                self._members[command.member] = (command.incarnation, memory)
+                memory = MemberMemory(Segment.open(command.memory), self._layout.size, command.statistics)
+                self._members[command.member, command.incarnation] = memory
             case TakeGradient():
                 self._take(command)
             case Apply():
@@ -130,13 +134,13 @@ class ShardProcess:
         return check
 
     def _take(self, command: TakeGradient) -> None:
-        incarnation, memory = self._members[command.member]
-        if command.parcel is not None:
-            gradient, base = unpacked(command.parcel[self._blueprint.number], len(self._blueprint.part))
-        else:
-            if memory is None or incarnation != command.incarnation:
-                raise RuntimeError(f"member {command.member}: the memory of another incarnation is attached")
-            gradient, base = memory.gradients[command.buffer][self._part], memory.parameters[self._part]
+        who = command.member, command.incarnation
+        memory = self._members[who]
+        # Gradients of one member come in order: its earlier processes have no more to give.
+        self._members = {
+            each: held for each, held in self._members.items() if each[0] != who[0] or each >= who
+        }
+        gradient, base = memory.gradients[command.buffer][self._part], memory.parameters[self._part]
         self._shard.take(command.member, gradient, command.weight, base, borrow=command.alone)
 
     def _load(self, command: Load) -> None:
@@ -151,12 +155,3 @@ class ShardProcess:
         optimizer = FlatState({key: mine(vector) for key, vector in area.optimizer.items()}, scalars)
         squares = {member: mine(vector) for member, vector in area.mean_squares.items()}
         return ShardState(mine(area.parameters), optimizer, squares)
-
-
-def unpacked(parcel: Ref, size: int) -> tuple[Tensor, Tensor | None]:
-    """Fetch a gradient from another node, and what it was computed from if that came along."""
-    with warnings.catch_warnings():
-        # The store's memory is read-only, and only read.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        whole = torch.from_numpy(parcel.fetch())
-    return whole[:size], whole[size:] if whole.numel() > size else None

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,7 @@ class _Follower:
 
     def __init__(self, client: Jobs, job: str) -> None:
         self._client = client
+        self._stopping: asyncio.Future[None] | None = None
         self._job = job
         self._shown = 0
         self._end = ""
@@ -130,24 +132,35 @@ class _Follower:
             following.cancel()
             return
         tell(f"stopping job {self._job}: it saves and ends (a second Ctrl-C leaves it to itself)")
-        asyncio.get_running_loop().run_in_executor(None, self._client.stop_job, self._job)
+        self._stopping = asyncio.ensure_future(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await asyncio.to_thread(self._client.stop_job, self._job)
+        except Exception as error:
+            # Whatever the client raises: nobody has stopped the job, and another Ctrl-C shall try again.
+            tell(f"job {self._job} cannot be stopped: {error}")
+            self._interrupts = 0
 
     async def _to_the_end(self) -> int:
-        silent_s = 0.0
+        lost_s = 0.0
         while True:
+            began = time.monotonic()
             try:
                 await self._print_output()
                 info = await asyncio.to_thread(self._client.get_job_info, self._job)
-                silent_s = 0.0
             except Exception as error:
                 # Whatever the client raises: the way to the cluster may be broken for a moment.
-                if silent_s >= LOST_S:
+                spent_s = time.monotonic() - began
+                # A connection that held for so long was none of the lost ones.
+                lost_s = 0.0 if spent_s > LOST_S else lost_s + spent_s + POLL_S
+                if lost_s > LOST_S:
                     tell(f"job {self._job} cannot be followed any further: {error}")
                     return FAILED
-                silent_s += POLL_S
             else:
                 if info.status.is_terminal():
                     return self._status(info)
+                lost_s = 0.0
             await asyncio.sleep(POLL_S)
 
     async def _print_output(self) -> None:
@@ -169,6 +182,6 @@ class _Follower:
         status = info.driver_exit_code if said is None else int(said[1])
         if status in (DONE, FAILED, REFUSED, INTERRUPTED):
             return status
-        reason = "killed before it could save" if self._interrupts else f"{info.message}".splitlines()[0]
-        tell(f"job {self._job} ended as {info.status.value.lower()}: {reason}")
+        reason = "killed before it could save" if self._interrupts else info.message or "Ray does not say why"
+        tell(f"job {self._job} ended as {info.status.value.lower()}: {reason.splitlines()[0]}")
         return FAILED

@@ -43,6 +43,18 @@ def test_another_batch_takes_the_rate_of_the_scaling_rule_and_says_so():
     assert state.chosen.batch == 12
 
 
+def test_the_rate_of_local_steps_goes_by_the_batch_of_one_of_them():
+    parallel = {"mode": "bounded", "max_staleness": 0, "workers": 2, "local_steps": 5}
+    config = runs.config_of(parallel=parallel, schedule={"base_batch": 4, "rewarm": {"samples": 100}})
+    # From all-reduce with two workers: the same rate would now be one of half the batch.
+    state = state_at(config, 40, 0.2, 8)
+    plan, note = plan_from(config, state, 2, 400)
+    assert (plan.samples_per_update, state.chosen.batch) == (2 * 5 * 4, 4)
+    assert note == "batch of one local step 8 -> 4: learning rate 0.2 -> 0.1, climbing over 100 samples"
+    assert [learning_rate(plan.schedule, at) for at in (40, 140)] == pytest.approx([0.2, 0.1])
+    assert plan_from(config, state, 2, 400)[1] is None
+
+
 def test_a_climb_starts_from_the_old_rate_and_ends_at_the_new():
     config = runs.config_of(schedule={"base_batch": 4, "rewarm": {"samples": 100}})
     state = state_at(config, 40, 0.1, 4)

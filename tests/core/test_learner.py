@@ -107,13 +107,15 @@ class Wrapper(nn.Module):
         return self.module.get_parameter(name)
 
 
-def learner_of(task=None, coupling=None, workers=1, collective=None, counted=None, phase=None, **sections):
+def learner_of(
+    task=None, coupling=None, workers=1, collective=None, counted=None, phase=None, number=0, **sections
+):
     sections = {"train": {"steps": 3, "batch_size": 4}, "optimizer": {"name": "sgd", "lr": 0.5}} | sections
     sections["optimizer"] |= {"momentum": 0}
     config, task = runs.config_of(**sections), task or MeanOfProducts()
     model = task.model()
     state = State(model, optimizers.build(model, config.optimizer), CPU, counted or Counted())
-    at = Workplace(0, workers, Numerics(CPU), collective or Alone(), phase or (lambda *_: None))
+    at = Workplace(0, workers, Numerics(CPU), collective or Alone(), phase or (lambda *_: None), number)
     learner = Learner(config, task, state, coupling or AllReduce(config.parallel, 0, 1), at)
     learner.begin(make_plan(config, workers, SIZE))
     return learner
@@ -422,3 +424,19 @@ def test_what_is_delivered_has_recomputed_statistics():
     with learner.delivered_model():
         assert norm.running_mean.item() != 0
     assert norm.running_mean.item() == 0
+
+
+def test_a_worker_that_is_to_be_slow_sleeps_between_the_halves_of_every_step():
+    slept = []
+    learner = learner_of(faults={"step_s": 0.25, "slow": {0: 1.0}}, number=1)
+    learner._delays._sleep = lambda seconds: slept.append((seconds, weight_of(learner)))
+    before = weight_of(learner)
+    learner.step()
+    assert slept == [(0.25, before)]
+    assert weight_of(learner) != before
+
+
+@pytest.mark.parametrize(("number", "is_slow"), [(0, False), (1, True)])
+def test_workers_are_slowed_by_their_number_in_the_run(number, is_slow):
+    learner = learner_of(faults={"slow": {1: 2.0}}, number=number)
+    assert (learner._delays is not None) == is_slow

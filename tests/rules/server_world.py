@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from dist_train.rules.admission import Contribution, Rule
 from dist_train.rules.dealing import Deck
-from dist_train.rules.decisions import Action, Answer, Milestone, Step, Take, Validated
+from dist_train.rules.decisions import Action, Answer, Fail, Milestone, Replace, Step, Take, Validated
 from dist_train.rules.messages import FIRST, Lease, Measured, Push, Reply, ValidationPart, Version
 from dist_train.rules.referee import Referee, Start, Terms
 from dist_train.rules.sampling import LastBatch, Position, Run
@@ -120,6 +120,7 @@ class World:
         self.inside: dict[Name, Lease] = {}
         self.update_of: dict[Name, Version] = {}
         self.taken: set[Name] = set()
+        self.verdicts: list[Replace | Fail] = []
 
     # -- members ---------------------------------------------------------------------------------------
 
@@ -324,6 +325,8 @@ class World:
                 case Answer():
                     self._answer(action)
                     began.append(action)
+                case Replace() | Fail():
+                    self.verdicts.append(action)
             if isinstance(action, Take | Step | Milestone):
                 self.commands.append(action)
         self._check_places()

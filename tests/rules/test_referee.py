@@ -1,145 +1,443 @@
-"""Tests of the referee: each mode by hand and in order, then all of them under every fault at once."""
+"""Tests of the referee: each mode by hand and in order. All of them under faults: tests/faults."""
 
 from __future__ import annotations
 
-import unittest
+from random import Random
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from dist_train.rules.decisions import Fail, Milestone, Replace
 from dist_train.rules.referee import Start
-from dist_train.rules.sampling import Position, Run
-from tests.rules.server_world import Process, Setup, World
+from dist_train.rules.sampling import Cursor, Position, Run, advance, draw
+from tests.rules.server_world import FROM_THE_BEGINNING, Setup, World, places
 
 
-@st.composite
-def setups(draw: st.DrawFn, mode: str) -> Setup:
-    members = draw(st.integers(1, 5))
-    most = {"bounded": 3, "backup": min(2, members - 1), "softsync": 4}.get(mode, 0)
-    least = {"bounded": 1, "softsync": 2}.get(mode, 0)
-    by_updates = draw(st.booleans())
-    return Setup(
-        mode,
-        members,
-        draw(st.integers(least, most)),
-        size=draw(st.integers(20, 30)),
-        share=draw(st.integers(1, 4)),
-        epochs=draw(st.integers(1, 3)),
-        updates=draw(st.integers(1, 8)) if by_updates else None,
-        ahead=draw(st.integers(1, 3)),
-        last_batch=draw(st.sampled_from(["keep", "drop"])),
-        validate_steps=draw(st.sampled_from([None, 1, 2, 3])),
-        validate_epochs=draw(st.integers(1, 2)),
-    )
+def started(setup: Setup, start: Start = FROM_THE_BEGINNING) -> World:
+    """A run in which everybody has joined and got the first answer."""
+    world = World(setup, start)
+    for member in range(setup.members):
+        world.join(member)
+    world.obey(world.referee.open())
+    for process in world.processes.values():
+        if process.inbox is not None:
+            world.advance(process)
+    return world
 
 
-@st.composite
-def starts(draw: st.DrawFn, setup: Setup) -> Start:
-    """Where an earlier run was left: some of what it had drawn is not trained."""
-    batch = setup.share * setup.quorum(setup.setting)
-    offset = batch * draw(st.integers(0, setup.epoch // batch))
-    cuts = sorted(draw(st.sets(st.integers(0, offset), max_size=4)))
-    runs = [Run(0, first, end - first) for first, end in zip(cuts[::2], cuts[1::2], strict=False)]
-    trained = offset - sum(run.count for run in runs)
-    return Start(draw(st.integers(0, 3)), trained, Position(0, offset), tuple(runs), draw(st.booleans()))
+def push(world: World, member: int, finite: bool = True) -> None:
+    """Let a member read, and send the gradient of the lease it has in hand."""
+    process = world.processes[member]
+    while process.outbox is None:
+        assert world.advance(process, finite), f"member {member} has nothing to do"
+    world.advance(process)
 
 
-class Faults(RuleBasedStateMachine):
-    """A run to which everything happens; from the last step on all goes well."""
-
-    mode = ""
-
-    @initialize(data=st.data(), absent=st.sets(st.integers(1, 4), max_size=2))
-    def begin(self, data: st.DataObject, absent: set[int]) -> None:
-        setup = data.draw(setups(self.mode))
-        self.world = World(setup, data.draw(starts(setup)))
-        for member in range(setup.members):
-            if member not in absent:
-                self.world.join(member)
-        self.world.obey(self.world.referee.open())
-
-    def one(self, number: int) -> Process | None:
-        live = sorted(self.world.processes)
-        return self.world.processes[live[number % len(live)]] if live else None
-
-    @rule(order=st.lists(st.integers(0, 6), min_size=1, max_size=20))
-    def training_goes_on(self, order: list[int]) -> None:
-        for number in order:
-            if number < 5 and (process := self.one(number)):
-                self.world.advance(process)
-            elif number >= 5 and self.world.commands:
-                self.world.obey_one()
-
-    @rule()
-    def the_shards_catch_up(self) -> None:
-        while self.world.commands:
-            self.world.obey_one()
-
-    @rule(number=st.integers(0, 4))
-    def a_gradient_is_not_finite(self, number: int) -> None:
-        if process := self.one(number):
-            self.world.advance(process, finite=False)
-
-    @rule(number=st.integers(0, 4))
-    def a_member_crashes(self, number: int) -> None:
-        if process := self.one(number):
-            self.world.crash(process.member)
-
-    @rule(member=st.integers(0, 4))
-    def a_member_joins_or_is_replaced(self, member: int) -> None:
-        self.world.join(member % self.world.setup.members)
-
-    @rule(number=st.integers(0, 4), back=st.integers(0, 8))
-    def a_message_is_overtaken(self, number: int, back: int) -> None:
-        if (process := self.one(number)) and (overtaken := process.sent[:-1]):
-            self.world.come_late(overtaken[-1 - back % len(overtaken)])
-
-    @rule(number=st.integers(0, 99))
-    def a_ghost_speaks(self, number: int) -> None:
-        if ghosts := self.world.ghosts:
-            self.world.come_late(ghosts[number % len(ghosts)])
-
-    @rule(back=st.integers(0, 2))
-    def updates_are_lost(self, back: int) -> None:
-        if not self.world.told_to_stop:
-            self.world.roll_back(self.world.snapshots[-1 - back % len(self.world.snapshots)])
-
-    @rule(setting=st.integers(0, 2))
-    @precondition(lambda self: self.mode == "backup")
-    def the_number_of_backups_changes(self, setting: int) -> None:
-        setup = self.world.setup
-        # Without their last batch, epochs of another batch are of other samples.
-        if setup.last_batch == "keep" and setting < setup.members:
-            self.world.change(setting)
-
-    @rule(chance=st.integers(0, 9))
-    def training_is_interrupted(self, chance: int) -> None:
-        if chance == 9:
-            self.world.stop()
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.finish()
-            if not self.world.stopping:
-                assert self.world.is_over
-                assert self.world.validated == self.world.due
+def shards_obey(world: World) -> None:
+    while world.commands:
+        world.obey_one()
 
 
-def under_faults(mode: str) -> type[unittest.TestCase]:
-    case: type[unittest.TestCase] = type(f"{mode.title()}Faults", (Faults,), {"mode": mode}).TestCase
-    case.settings = settings(  # type: ignore[attr-defined]
-        max_examples=60,
-        stateful_step_count=30,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    return case
+def obey(world: World, commands: int) -> None:
+    for _ in range(commands):
+        world.obey_one()
 
 
-TestAsyncUnderFaults = under_faults("async")
-TestSoftsyncUnderFaults = under_faults("softsync")
-TestBoundedUnderFaults = under_faults("bounded")
-TestBulkSynchronousUnderFaults = under_faults("bulk")
-TestBackupUnderFaults = under_faults("backup")
+def answers(world: World) -> dict[int, str]:
+    """What those have heard who have not yet acted upon it."""
+    heard = {member: process.inbox for member, process in world.processes.items()}
+    return {member: reply.outcome for member, reply in heard.items() if reply is not None}
+
+
+def updates(world: World) -> list[list[int]]:
+    """The members whose gradients each update holds."""
+    return [[each.push.member for each in step.contributions] for step, _ in world.steps]
+
+
+def in_hand(world: World, member: int) -> list[tuple[int, int]]:
+    """The samples a member is to train on, as (offset, count)."""
+    return [(lease.offset, lease.count) for holder, lease in world.out.values() if holder == member]
+
+
+class TestBackup:
+    """Chen et al. 2016: N = 2 of three members make an update, b = 1."""
+
+    @pytest.fixture
+    def world(self) -> World:
+        return started(Setup("backup", members=3, setting=1, size=24, share=4, epochs=1))
+
+    def test_the_first_n_gradients_make_the_update(self, world: World) -> None:
+        push(world, 2)
+        assert updates(world) == []
+        push(world, 0)
+        assert updates(world) == [[2, 0]]
+
+    def test_the_late_one_is_dropped_and_told(self, world: World) -> None:
+        for member in (0, 1, 2):
+            push(world, member)
+        shards_obey(world)
+        assert updates(world) == [[0, 1]]
+        assert answers(world) == {0: "counted", 1: "counted", 2: "dropped"}
+
+    def test_its_samples_are_the_next_to_be_drawn(self, world: World) -> None:
+        assert in_hand(world, 2) == [(8, 4)]
+        for member in (0, 1, 2):
+            push(world, member)
+        shards_obey(world)
+        assert [in_hand(world, member) for member in range(3)] == [[(8, 4)], [(12, 4)], [(16, 4)]]
+
+    def test_the_late_one_goes_on_from_the_newest_version(self, world: World) -> None:
+        for member in (0, 1, 2):
+            push(world, member)
+        assert answers(world) == {}
+        shards_obey(world)
+        reply = world.processes[2].inbox
+        assert reply is not None
+        assert reply.version.number == 1
+
+    def test_who_comes_when_the_update_is_full_is_late_though_it_must_wait_for_a_validation(self) -> None:
+        world = started(Setup("backup", members=3, setting=1, size=24, share=4, epochs=1, validate_steps=1))
+        for member in (0, 1):
+            push(world, member)
+        obey(world, 3)
+        for member in (2, 0, 1, 2):
+            push(world, member)
+        assert [world.processes[member].awaits for member in range(3)] == ["counted", "counted", "dropped"]
+        world.finish()
+        assert updates(world)[:2] == [[0, 1], [0, 1]]
+
+    def test_the_quorum_follows_the_dead(self, world: World) -> None:
+        push(world, 0)
+        world.crash(1)
+        assert updates(world) == []
+        world.crash(2)
+        assert updates(world) == [[0]]
+
+
+class TestBulkSynchronous:
+    def test_everybody_is_in_every_update(self) -> None:
+        world = started(Setup("bulk", members=3, size=24, share=4, epochs=1))
+        for member in (1, 0, 2):
+            assert updates(world) == []
+            push(world, member)
+        assert updates(world) == [[1, 0, 2]]
+
+    def test_nobody_waits_for_who_is_gone(self) -> None:
+        world = started(Setup("bulk", members=3, size=24, share=4, epochs=1))
+        push(world, 0)
+        push(world, 1)
+        world.crash(2)
+        assert updates(world) == [[0, 1]]
+
+    def test_the_last_round_of_an_epoch_is_made_by_those_who_have_samples(self) -> None:
+        world = started(Setup("bulk", members=3, size=14, share=4, epochs=2, validate_epochs=2))
+        for member in range(3):
+            push(world, member)
+        shards_obey(world)
+        assert [in_hand(world, member) for member in range(3)] == [[(12, 1)], [(13, 1)], []]
+        push(world, 0)
+        push(world, 1)
+        assert updates(world)[1:] == [[0, 1]]
+
+    def test_who_was_idle_begins_with_the_others_from_the_newest_version(self) -> None:
+        world = started(Setup("bulk", members=2, size=9, share=4, epochs=2, validate_epochs=2))
+        for member in (0, 1):
+            push(world, member)
+        shards_obey(world)
+        push(world, 0)
+        assert len(world.steps) == 2
+        assert in_hand(world, 1) == []
+        shards_obey(world)
+        assert in_hand(world, 1) == [(4, 4)]
+
+    def test_who_is_replaced_gives_no_second_gradient_to_an_update(self) -> None:
+        world = started(Setup("bulk", members=2, size=24, share=4, epochs=1))
+        push(world, 0)
+        world.join(0)
+        assert in_hand(world, 0) == []
+        push(world, 1)
+        shards_obey(world)
+        assert answers(world) == {0: "welcome", 1: "counted"}
+
+    @pytest.mark.parametrize("mode", ["bulk", "backup"])
+    @given(data=st.data())
+    @settings(max_examples=40, deadline=None)
+    def test_each_update_takes_the_samples_that_synchronous_training_would(
+        self, mode: str, data: st.DataObject
+    ) -> None:
+        setup = Setup(
+            mode,
+            members=data.draw(st.integers(1, 4)),
+            size=data.draw(st.integers(16, 40)),
+            share=data.draw(st.integers(1, 4)),
+            epochs=3,
+            ahead=data.draw(st.integers(1, 3)),
+            last_batch=data.draw(st.sampled_from(["keep", "drop"])),
+            validate_steps=data.draw(st.sampled_from([None, 1])),
+        )
+        batch = setup.share * setup.members
+        first = data.draw(st.integers(0, setup.epoch - 1))
+        first -= first % batch if setup.last_batch == "drop" else 0
+        left = data.draw(st.integers(0, first))
+        unfinished = (Run(0, first - left, left),) if left else ()
+        world = started(setup, Start(position=Position(0, first), unfinished=unfinished))
+        at_random(world, Random(data.draw(st.integers(0, 2**32))))
+        cursor = Cursor(Position(0, first), unfinished)
+        for _, trained in world.steps:
+            taken = draw(cursor, setup.size, batch, setup.last_batch)
+            assert sorted(trained) == sorted(places(taken.runs))
+            cursor = advance(cursor, setup.size, batch, setup.last_batch)
+        assert cursor == Cursor(Position(3, 0))
+
+
+class TestBounded:
+    """Ho et al. 2013: nobody is more than s = 1 clock ahead when it begins."""
+
+    @pytest.fixture
+    def world(self) -> World:
+        return started(Setup("bounded", members=2, setting=1, size=40, share=4, epochs=1))
+
+    def test_the_fast_one_waits_for_the_slow(self, world: World) -> None:
+        push(world, 0)
+        shards_obey(world)
+        push(world, 0)
+        shards_obey(world)
+        assert len(world.steps) == 2
+        assert answers(world) == {}
+        push(world, 1)
+        assert answers(world) == {0: "counted"}
+
+    def test_a_late_gradient_is_never_dropped(self, world: World) -> None:
+        for member in (0, 0, 1):
+            push(world, member)
+            shards_obey(world)
+        assert [step.contributions[0].staleness for step, _ in world.steps] == [0, 0, 2]
+
+    def test_nobody_waits_for_who_is_gone(self, world: World) -> None:
+        for _ in range(2):
+            push(world, 0)
+            shards_obey(world)
+        world.crash(1)
+        assert answers(world) == {0: "counted"}
+
+    def test_who_takes_a_place_holds_nobody_back_for_what_it_missed(self, world: World) -> None:
+        world.crash(1)
+        for _ in range(5):
+            push(world, 0)
+            shards_obey(world)
+        world.join(1)
+        push(world, 0)
+        shards_obey(world)
+        assert answers(world)[0] == "counted"
+
+
+class TestAsync:
+    def test_a_gradient_is_an_update(self) -> None:
+        world = started(Setup("async", members=2, size=40, share=4, epochs=1))
+        for member in (0, 1, 0, 0):
+            push(world, member)
+            shards_obey(world)
+        assert updates(world) == [[0], [1], [0], [0]]
+        assert [step.contributions[0].staleness for step, _ in world.steps] == [0, 1, 0, 0]
+
+    def test_a_member_goes_on_when_its_own_update_is_in(self) -> None:
+        world = started(Setup("async", members=2, size=40, share=4, epochs=1))
+        push(world, 0)
+        assert answers(world) == {}
+        shards_obey(world)
+        assert answers(world) == {0: "counted"}
+
+    def test_gradients_that_came_during_a_validation_are_an_update_each(self) -> None:
+        world = started(Setup("async", members=3, size=40, share=4, epochs=1, validate_steps=1))
+        for member in range(3):
+            push(world, member)
+        assert updates(world) == [[0]]
+        world.finish()
+        assert [len(step.contributions) for step, _ in world.steps] == [1] * 10
+
+    def test_who_dies_while_it_measures_leaves_nobody_waiting(self) -> None:
+        world = started(Setup("async", members=2, size=8, share=4, epochs=1, validate_steps=1))
+        push(world, 0)
+        shards_obey(world)
+        world.advance(world.processes[0])
+        assert world.processes[0].part is not None
+        push(world, 1)
+        world.crash(0)
+        world.finish()
+        assert world.validated == [1, 2]
+
+
+class TestSoftsync:
+    """Zhang et al. 2015: the mean of c = 2 gradients, for which nobody waits."""
+
+    @pytest.fixture
+    def world(self) -> World:
+        return started(Setup("softsync", members=3, setting=2, size=40, share=4, epochs=1))
+
+    def test_a_member_goes_on_before_its_gradient_is_in(self, world: World) -> None:
+        push(world, 0)
+        shards_obey(world)
+        assert updates(world) == []
+        assert answers(world) == {0: "counted"}
+
+    def test_but_not_before_the_shards_have_read_it(self, world: World) -> None:
+        push(world, 0)
+        assert answers(world) == {}
+
+    def test_one_member_may_give_all_gradients_of_an_update(self, world: World) -> None:
+        for _ in range(2):
+            push(world, 0)
+            shards_obey(world)
+        assert updates(world) == [[0, 0]]
+
+    def test_what_is_lost_before_the_shards_read_it_leaves_nobody_waiting(self, world: World) -> None:
+        push(world, 0)
+        world.roll_back(world.start)
+        assert answers(world) == {0: "void"}
+
+
+class TestRefusals:
+    def test_what_is_not_finite_is_drawn_again(self) -> None:
+        world = started(Setup("async", members=2, size=40, share=4, epochs=1))
+        lease = in_hand(world, 0)
+        push(world, 0, finite=False)
+        assert answers(world) == {0: "refused"}
+        assert in_hand(world, 0) == lease
+
+    def test_three_in_a_row_fail_a_run_of_one(self) -> None:
+        world = started(Setup("async", members=1, size=40, share=4, epochs=1))
+        for _ in range(2):
+            push(world, 0, finite=False)
+            assert world.verdicts == []
+        push(world, 0, finite=False)
+        assert [type(each) for each in world.verdicts] == [Fail]
+
+    def test_a_lone_bad_member_is_replaced(self) -> None:
+        world = started(Setup("async", members=2, size=40, share=4, epochs=1))
+        for _ in range(3):
+            assert world.verdicts == []
+            push(world, 1)
+            shards_obey(world)
+            push(world, 0, finite=False)
+        (verdict,) = world.verdicts
+        assert isinstance(verdict, Replace)
+        assert (verdict.member, verdict.incarnation) == (0, 0)
+
+
+class TestValidation:
+    def test_it_is_measured_by_all_and_put_together(self) -> None:
+        world = started(Setup("async", members=2, size=8, share=4, epochs=1))
+        world.finish()
+        assert world.validated == [2]
+
+    def test_one_after_each_update_of_all_comes_to_an_end(self) -> None:
+        world = started(Setup("bulk", members=2, size=24, share=4, epochs=1, validate_steps=1))
+        for member in (0, 1):
+            push(world, member)
+        # The update is published, and everybody goes on, before the shards hold it.
+        obey(world, 3)
+        for member in (0, 1):
+            push(world, member)
+        world.finish()
+        assert world.validated == [1, 2, 3]
+
+    def test_the_last_one_waits_for_the_one_before(self) -> None:
+        world = started(Setup("async", members=2, size=40, share=4, updates=3, validate_steps=2))
+        for member in (0, 1):
+            push(world, member)
+            shards_obey(world)
+        world.advance(world.processes[0])
+        world.processes[1].stopped = False
+        world.finish()
+        assert world.validated == [2, 3]
+
+    def test_one_owed_from_before_is_measured_first(self) -> None:
+        world = started(Setup("async", members=1, size=8, share=4), Start(updates=1, owes_validation=True))
+        assert [command.hold for command in world.commands if isinstance(command, Milestone)] == [True]
+        shards_obey(world)
+        push(world, 0)
+        shards_obey(world)
+        world.finish()
+        assert world.validated[0] == 1
+
+    def test_one_whose_version_is_lost_is_measured_when_it_comes_again(self) -> None:
+        world = started(Setup("async", members=1, size=8, share=4, epochs=1))
+        push(world, 0)
+        shards_obey(world)
+        push(world, 0)
+        shards_obey(world)
+        world.roll_back(world.start)
+        world.finish()
+        assert world.validated == [2]
+
+    def test_one_that_was_not_held_yet_is_held_again(self) -> None:
+        world = started(Setup("async", members=1, size=8, share=4, epochs=1))
+        push(world, 0)
+        shards_obey(world)
+        push(world, 0)
+        saved = world.commands[-1]
+        assert isinstance(saved, Milestone)
+        world.roll_back(Start(2, 8, saved.position, saved.unfinished))
+        world.finish()
+        assert world.validated == [2]
+
+
+class TestTheEnd:
+    def test_a_length_in_updates_leaves_the_rest_undone(self) -> None:
+        world = started(Setup("async", members=3, size=40, share=4, updates=2))
+        world.finish()
+        assert len(world.steps) == 2
+        assert all(process.stopped for process in world.processes.values())
+
+    def test_a_run_that_is_over_validates_and_stops(self) -> None:
+        world = started(Setup("async", members=2, size=8, share=4, epochs=1), Start(2, 8, Position(1, 0)))
+        world.finish()
+        assert world.steps == []
+        assert world.validated == [2]
+
+    def test_stopping_tells_everybody_even_before_the_start(self) -> None:
+        world = World(Setup("bulk", members=2))
+        world.join(0)
+        world.stop()
+        world.join(1)
+        world.finish()
+        assert all(process.stopped for process in world.processes.values())
+
+    def test_who_joins_when_training_is_over_stops(self) -> None:
+        world = started(Setup("async", members=2, size=8, share=4, epochs=1))
+        world.finish()
+        world.join(0)
+        world.finish()
+        assert world.processes[0].stopped
+
+    def test_stopping_loses_no_sample(self) -> None:
+        world = started(Setup("bulk", members=2, size=24, share=4, epochs=1))
+        push(world, 0)
+        world.stop()
+        assert answers(world) == {0: "void"}
+        assert world.referee.dealer.unfinished == (Run(0, 0, 8),)
+
+
+class TestChange:
+    def test_another_number_of_backups_is_in_force_from_the_next_update_on(self) -> None:
+        world = started(Setup("backup", members=3, setting=0, size=48, share=4, epochs=1))
+        push(world, 0)
+        world.change(1)
+        push(world, 1)
+        assert updates(world) == []
+        push(world, 2)
+        shards_obey(world)
+        for member in (2, 1):
+            push(world, member)
+        assert updates(world) == [[0, 1, 2], [2, 1]]
+
+
+def at_random(world: World, random: Random) -> None:
+    """Let a whole run happen in any order."""
+    while not all(process.stopped for process in world.processes.values()):
+        number = random.randrange(len(world.processes) + 1)
+        if number < len(world.processes):
+            world.advance(world.processes[number])
+        elif world.commands:
+            world.obey_one()

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from dist_train.errors import ConfigError
-from dist_train.runtime.place import PORTS, Place, find_place, set_unless_given
+from dist_train.runtime.place import (
+    PORTS,
+    Place,
+    cluster_token_given,
+    find_place,
+    set_unless_given,
+    set_variables,
+)
 
 TORCHRUN = {
     "RANK": "5",
@@ -217,3 +224,36 @@ def test_a_variable_that_the_user_set_is_left_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     set_unless_given("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+class TestTheTokenForClusters:
+    def test_is_not_there_unless_given(self, tmp_path: Path) -> None:
+        assert not cluster_token_given({"HOME": str(tmp_path)})
+        assert not cluster_token_given({"HOME": str(tmp_path), "RAY_AUTH_TOKEN": ""})
+
+    def test_is_a_variable_or_a_file_with_something_in_it(self, tmp_path: Path) -> None:
+        assert cluster_token_given({"RAY_AUTH_TOKEN": "secret", "HOME": str(tmp_path)})
+        file = tmp_path / "token"
+        given = {"RAY_AUTH_TOKEN_PATH": str(file), "HOME": str(tmp_path)}
+        assert not cluster_token_given(given)
+        file.touch()
+        assert not cluster_token_given(given)
+        file.write_text("secret")
+        assert cluster_token_given(given)
+
+    def test_lies_where_ray_puts_it(self, tmp_path: Path) -> None:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+        assert cluster_token_given({"HOME": str(tmp_path)})
+
+    @pytest.mark.parametrize(("mode", "counts"), [("token", True), ("disabled", False), ("DISABLED", False)])
+    def test_counts_only_where_authentication_is_on(self, mode: str, counts: bool) -> None:
+        assert cluster_token_given({"RAY_AUTH_TOKEN": "secret", "RAY_AUTH_MODE": mode}) == counts
+
+
+def test_variables_are_set_whatever_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIST_TRAIN_TEST_OLD", "old")
+    monkeypatch.setenv("DIST_TRAIN_TEST_NEW", "")
+    monkeypatch.delenv("DIST_TRAIN_TEST_NEW")
+    set_variables({"DIST_TRAIN_TEST_OLD": "new", "DIST_TRAIN_TEST_NEW": "new"})
+    assert os.environ["DIST_TRAIN_TEST_OLD"] == os.environ["DIST_TRAIN_TEST_NEW"] == "new"

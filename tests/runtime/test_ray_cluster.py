@@ -108,12 +108,9 @@ class TestALocalRay:
         token = (reaper.home / "token").read_text() if known else "0" * 64
         with grpc.insecure_channel(cluster.address, [("grpc.enable_http_proxy", 0)]) as channel:
             nodes = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
-            try:
-                _, call = nodes.with_call(b"", metadata=[("authorization", f"Bearer {token}")], timeout=10)
-            except grpc.RpcError as error:
-                assert error.code() == answer
-            else:
-                assert call.code() == answer
+            metadata = [("authorization", f"Bearer {token}")]
+            call = nodes.future(b"", metadata=metadata, timeout=10)
+            assert call.code() == answer
 
     def test_leaves_sigterm_to_the_program(self, cluster: Cluster) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -123,8 +120,11 @@ class TestALocalRay:
 @pytest.mark.timeout(120)
 class TestAnActor:
     def test_answers_a_blocking_and_an_awaited_call(self, adder: Actor) -> None:
-        assert adder.ask("add", 4) == 7
+        assert adder.ask("add", 4) == adder.keep_asking("add", 4) == 7
         assert asyncio.run(adder.request("add_later", 5)) == 8
+
+    def test_is_shown_by_its_name(self, adder: Actor) -> None:
+        assert psutil.Process(adder.ask("place").pid).name() == "ray::adder"
 
     def test_has_its_variables_from_the_first_instruction_on(self, adder: Actor) -> None:
         directory, variables = adder.ask("surroundings")
@@ -281,7 +281,6 @@ array = np.ones(4_000_000, np.float32)
 assert actor.ask("sum_of", ray_cluster.put(array)) == (4e6, False)
 
 assert ray_cluster.kill_process(place, signal.SIGKILL)
-assert not ray_cluster.kill_process(place, signal.SIGKILL)
 for _ in range(1000):
     try:
         actor.ask("seen", timeout_s=5)
@@ -291,6 +290,7 @@ for _ in range(1000):
         time.sleep(0.02)
 else:
     raise AssertionError("a killed actor is not gone")
+assert not ray_cluster.kill_process(place, signal.SIGKILL)
 cluster.close()
 nodes.shutdown()
 """

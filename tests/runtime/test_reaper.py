@@ -117,10 +117,10 @@ class TestTheEndOfARun:
         self, start: Callable[..., Conductor]
     ) -> None:
         conductor = start(CONDUCTOR_OF_ACTORS)
-        pids = list(marked(conductor.mark))
-        names = [psutil.Process(pid).name() for pid in pids]
-        assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= set(names)
-        assert psutil.STATUS_STOPPED in [psutil.Process(pid).status() for pid in pids]
+        agents = {"gcs_server", "raylet", "ray::DashboardAgent", "ray::adder_0"}
+        assert eventually(lambda: agents <= {psutil.Process(pid).name() for pid in marked(conductor.mark)})
+        states = [psutil.Process(pid).status() for pid in marked(conductor.mark)]
+        assert psutil.STATUS_STOPPED in states
         conductor.process.kill()
         assert eventually(conductor.nothing_left)
 

@@ -31,9 +31,10 @@ SETTINGS: dict[str, Any] = {
     "name": "sent",
     "task": "tiny_task.py:Tiny",
     "parallel": {"workers": 1},
-    "train": {"steps": 12, "batch_size": 8},
-    "optimizer": {"name": "sgd", "lr": 0.05},
+    "train": {"steps": 300, "batch_size": 8},
+    "optimizer": {"name": "sgd", "lr": 0.001},
     "logging": {"every_steps": 1, "tensorboard": False},
+    "validation": {"every_steps": 300},
     "recovery": {"grace_s": 40},
 }
 
@@ -223,6 +224,21 @@ class TestCtrlC:
         assert status_of(stand) == FAILED
         assert "ended as stopped: killed before it could save" in capsys.readouterr().err
 
+    def test_that_does_not_get_through_may_be_repeated(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stand = Stand(Info(Status.STOPPED), ["dist-train: exit status 75\n"], until_stopped=True)
+        stop, lost = stand.stop_job, [RuntimeError("no connection")]
+
+        def stop_job(job: str) -> bool:
+            if lost:
+                raise lost.pop()
+            return stop(job)
+
+        monkeypatch.setattr(stand, "stop_job", stop_job)
+        assert status_of(stand) == INTERRUPTED
+        assert "cannot be stopped: no connection" in capsys.readouterr().err
+
     def test_a_second_time_leaves_the_job_to_itself(
         self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -306,9 +322,8 @@ def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, h
     assert "the cluster wants its token" in output
 
     run = ["--run-dir", str(folder / "run")]
-    # So slow that it cannot end by itself; the last step of the plan is far away.
-    slow = ["train.steps=4000", "task_options.pace_s=0.05"]
-    with head.submit(folder, *slow, *run) as process:
+    # Slow enough not to end by itself first.
+    with head.submit(folder, "task_options.pace_s=0.2", *run) as process:
         assert process.stdout is not None
         shown = ""
         for line in process.stdout:
@@ -320,7 +335,7 @@ def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, h
     assert process.returncode == INTERRUPTED, shown + rest
     assert "status         interrupted" in rest
 
-    with head.submit(folder, "train.steps=4000", "task_options.pace_s=0", *run) as process:
+    with head.submit(folder, "task_options.pace_s=0.0", *run) as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == DONE, output
     assert "status         done" in output

@@ -1,0 +1,82 @@
+"""The members' memory as the server's node sees it: their own or, of members on other nodes, a mirror."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_train.exchange.segments import Segment
+from dist_train.exchange.server import MemberMemory
+from dist_train.rules.messages import Push
+from dist_train.runtime.commands import Attach
+from dist_train.runtime.letters import Hello
+from dist_train.runtime.ray_cluster import Ref
+from dist_train.runtime.remote import ActorGone
+
+# A member and its incarnation.
+Process = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A gradient on its way between nodes; ``base`` is what it was computed from, where that is asked for."""
+
+    gradient: Ref
+    base: Ref | None
+    statistics: NDArray[np.float64]
+
+
+class Memories:
+    """Held by the coordinator, so that what a member handed in stays to be had when its process is gone."""
+
+    def __init__(self, size: int, statistics: int) -> None:
+        self._size = size
+        self._statistics = statistics
+        self._held: dict[Process, MemberMemory] = {}
+
+    def meet(self, hello: Hello) -> Attach:
+        """Open a member's memory, or make room for what it will send; say how shards open it."""
+        who = hello.member, hello.incarnation
+        if who not in self._held:
+            size = MemberMemory.bytes(self._size, self._statistics)
+            segment = Segment.create(size) if hello.memory is None else Segment.open(hello.memory)
+            self._held[who] = MemberMemory(segment, self._size, self._statistics)
+        return self._attach(who)
+
+    def receive(self, push: Push, parcel: Parcel) -> None:
+        """Put what came from another node where shards look for it; Unreachable if it is lost on the way."""
+        memory = self._of(push)
+        np.copyto(memory.gradients[push.buffer].numpy(), parcel.gradient.fetch())
+        if parcel.base is not None:
+            np.copyto(memory.parameters.numpy(), parcel.base.fetch())
+        np.copyto(memory.statistics.numpy(), parcel.statistics)
+
+    def statistics_of(self, push: Push) -> Tensor:
+        """Return the values of the member's buffers that came with a push."""
+        return self._of(push).statistics
+
+    def knows(self, push: Push) -> bool:
+        return (push.member, push.incarnation) in self._held
+
+    def taken(self, push: Push) -> None:
+        """Let go of the memory of those whose place the sender of ``push`` has taken."""
+        for member, incarnation in list(self._held):
+            if member == push.member and incarnation < push.incarnation:
+                del self._held[member, incarnation]
+
+    def attachments(self) -> list[Attach]:
+        """Say how a new shard opens all there is."""
+        return [self._attach(who) for who in self._held]
+
+    def _attach(self, who: Process) -> Attach:
+        # By the coordinator's own address: the member may end before the shard opens it.
+        return Attach(*who, self._held[who].segment.address, self._statistics)
+
+    def _of(self, push: Push) -> MemberMemory:
+        try:
+            return self._held[push.member, push.incarnation]
+        except KeyError:
+            raise ActorGone(f"another process has taken the place of member {push.member}") from None

@@ -1,0 +1,277 @@
+"""What the shards are to do, in order: decisions are queued, obeyed by all shards, and followed up.
+
+Here too a lost shard is made good: its second copy goes on, or all go back to the newest snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from dist_train.rules.decisions import Action, Milestone, Step, Take
+from dist_train.rules.messages import Push
+from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Load, Snapshot, TakeGradient
+from dist_train.runtime.fleet import Fleet, ShardLost
+from dist_train.runtime.holdings import Kept
+from dist_train.runtime.letters import Copy, Sources, Want
+from dist_train.runtime.memories import Memories
+from dist_train.runtime.ray_cluster import node_id
+from dist_train.runtime.remote import ActorGone
+from dist_train.runtime.server_run import ServerRun
+
+React = Callable[[list[Action]], None]
+Ask = Callable[[Want], None]
+
+
+@dataclass
+class Entry:
+    """Commands that belong together, and what follows when all shards have obeyed them."""
+
+    commands: list[Command] = field(default_factory=list)
+    takes: list[Push] = field(default_factory=list)
+    step: Step | None = None
+    milestone: Milestone | None = None
+    # The counts that belong to the state after this entry, which is then to be kept.
+    kept: Kept | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Pump:
+    """``react`` obeys what the referee decides on a report, ``ask`` has the conductor start a process."""
+
+    def __init__(self, run: ServerRun, memories: Memories, react: React, ask: Ask) -> None:
+        self._run = run
+        self._memories = memories
+        self._react = react
+        self._ask = ask
+        self._fleet = Fleet(run.config.parallel.server.shards)
+        self._entry = Entry()
+        self._queue: deque[Entry] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._newcomers: list[Copy] = []
+        self.sources: Sources | None = None
+
+    async def connect(self, copies: list[Copy]) -> None:
+        """Take the shards into service."""
+        for copy in copies:
+            self._fleet.admit(copy)
+        area, kept = self._run.begin()
+        await self._fleet.obey([Load(area, 0, kept.start.updates, kept.scalars)])
+        await self._find_sources()
+
+    # -- what is to be done ----------------------------------------------------------------------------
+
+    def take(self, take: Take) -> None:
+        """Queue the use of a gradient."""
+        if self._entry.step is not None:
+            self.close_entry()
+        push = take.push
+        command = TakeGradient(push.member, push.incarnation, push.buffer, take.weight, take.alone)
+        self._entry.commands.append(command)
+        self._entry.takes.append(push)
+
+    def step(self, step: Step) -> None:
+        """Queue an update; the last of all is kept with it, since no member comes back after it."""
+        if self._entry.step is not None:
+            self.close_entry()
+        self._entry.commands.append(Apply(step.version.number, step.rate, step.momentum))
+        self._entry.step = step
+        if self._run.referee.finished and step.version == self._run.referee.admission.version:
+            self._entry.kept = self._run.mark_now()
+
+    def milestone(self, milestone: Milestone) -> None:
+        """Queue what is due after the update queued last."""
+        entry = self._entry
+        entry.milestone = milestone
+        if milestone.hold:
+            entry.commands.append(Hold())
+        if milestone.save or milestone.snapshot:
+            entry.kept = self._run.mark(milestone)
+
+    def close_entry(self) -> None:
+        """Let what was queued belong together."""
+        if self._entry.commands or self._entry.kept:
+            self._put(self._entry)
+            self._entry = Entry()
+
+    async def attach(self, attach: Attach) -> None:
+        """Have all shards open a member's memory; returns when they have."""
+        entry = Entry([attach])
+        self._put(entry)
+        await entry.over.wait()
+
+    async def keep_now(self) -> None:
+        """Keep the state as it is; returns when there is a state that is kept."""
+        entry = Entry(kept=self._run.mark_now())
+        self._put(entry)
+        await entry.over.wait()
+
+    async def rest(self) -> None:
+        """Wait until all that was queued is done."""
+        await self._idle.wait()
+
+    def call_the_roll(self) -> None:
+        """Look whether all shards are there, when somebody cannot read from one."""
+        if self._idle.is_set():
+            self._put(Entry())
+
+    def admit(self, copy: Copy) -> None:
+        """Take a successor into service: at once if all wait for it, else after the next update.
+
+        A second copy begins from a snapshot made between two updates, where none is half taken.
+        """
+        if copy.serial in [each.serial for each in (*self._newcomers, *self._fleet.all)]:
+            return
+        if self._fleet.lacks(copy.shard):
+            self._fleet.admit(copy)
+            self._arrived.set()
+        else:
+            self._newcomers.append(copy)
+
+    def stop_waiting(self) -> None:
+        """Wait for no lost shard any longer: the run is to be interrupted."""
+        self._arrived.set()
+
+    def _put(self, entry: Entry) -> None:
+        self._queue.append(entry)
+        self._idle.clear()
+        self._wake.set()
+
+    # -- doing it --------------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Have the shards obey, entry after entry, for ever."""
+        while True:
+            while not self._queue:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            entry = self._queue.popleft()
+            try:
+                await self._obey(entry)
+            except ShardLost as loss:
+                await self._recover(loss)
+            entry.over.set()
+
+    async def _obey(self, entry: Entry) -> None:
+        holdings, commands = self._run.holdings, list(entry.commands)
+        joins = bool(self._newcomers) and entry.step is not None
+        area: int | None = None
+        if entry.kept is not None or joins:
+            area = holdings.next_area()
+            commands.append(Snapshot(area))
+        done = await self._fleet.obey(commands)
+        if area is not None and entry.kept is not None:
+            holdings.keep(area, replace(entry.kept, scalars=done[0].scalars))
+        if self._fleet.gone:
+            await self._mourn()
+        if area is not None and joins:
+            await self._bring_up(entry, Load(area, 0, 0, done[0].scalars))
+        await self._follow_up(entry, done, area)
+
+    async def _follow_up(self, entry: Entry, done: list[Done], area: int | None) -> None:
+        run, milestone = self._run, entry.milestone
+        for push in entry.takes:
+            self._memories.taken(push)
+            self._react(run.referee.taken(push))
+        if milestone is not None and milestone.hold:
+            run.hold(milestone)
+            self._react(run.referee.held(milestone.version.number))
+        if entry.step is not None:
+            run.applied(entry.step, [each.checksum for each in done])
+            self._react(run.referee.applied(entry.step.version))
+            self._react(run.reconsider_backups())
+        if milestone is not None and milestone.log:
+            run.log(milestone)
+        if milestone is not None and milestone.save and area is not None and not run.referee.finished:
+            await run.start_saving(area)
+
+    # -- shards that come and go -----------------------------------------------------------------------
+
+    async def _bring_up(self, entry: Entry, load: Load) -> None:
+        """Let new copies begin where the others are: right after an update."""
+        assert entry.step is not None
+        era, number = entry.step.version
+        newcomers, self._newcomers = self._newcomers, []
+        for copy in newcomers:
+            begin: list[Command] = [*self._memories.attachments(), replace(load, era=era, number=number)]
+            if await self._fleet.bring_up(copy, begin):
+                self._run.event({"event": "shard_copy_added", "shard": copy.shard, "step": number})
+            else:
+                self._want(copy)
+        await self._find_sources()
+
+    async def _mourn(self) -> None:
+        """Ask for successors of copies that are gone, and let readers turn to those that are left."""
+        for copy in self._fleet.gone:
+            self._run.event(
+                {
+                    "event": "shard_copy_lost",
+                    "shard": copy.shard,
+                    "step": self._run.referee.admission.version.number,
+                    "lost_updates": 0,
+                    "warning": f"a copy of shard {copy.shard} is gone; the other goes on and nothing is lost",
+                }
+            )
+            self._want(copy)
+        self._fleet.gone.clear()
+        await self._find_sources()
+
+    async def _recover(self, loss: ShardLost) -> None:
+        """Have all shards go back to the newest snapshot, once those that are lost have successors."""
+        run = self._run
+        given_up, self._entry = [*self._queue], Entry()
+        self._queue.clear()
+        while not run.referee.stopped and not await self._go_back():
+            pass
+        newest = run.holdings.newest()
+        assert newest is not None
+        _, kept = newest
+        run.rolled_back(loss.number, kept)
+        self._react(run.referee.roll_back(kept.start))
+        for entry in given_up:
+            # The memory of every member is attached anew.
+            entry.over.set()
+
+    async def _go_back(self) -> bool:
+        """Wait for the successors, then load the snapshot; False if that has to be begun again."""
+        run = self._run
+        for copy in self._fleet.gone:
+            self._want(copy)
+        self._fleet.gone.clear()
+        while not (self._fleet.is_whole or run.referee.stopped):
+            self._arrived.clear()
+            await self._arrived.wait()
+        newest = run.holdings.newest()
+        assert newest is not None
+        area, kept = newest
+        era = run.referee.admission.version.era + 1
+        load = Load(area, era, kept.start.updates, kept.scalars)
+        try:
+            await self._fleet.obey([*self._memories.attachments(), load])
+        except ShardLost:
+            return False
+        await self._find_sources()
+        return True
+
+    def _want(self, copy: Copy) -> None:
+        self._ask(Want("shard", copy.shard, copy.serial, "its process is gone"))
+
+    async def _find_sources(self) -> None:
+        """Note where the parameters are to be read; a shard that cannot be asked is missed at the next entry."""
+        first = [row[0] for row in self._fleet.copies]
+        with suppress(ActorGone):
+            places = [await copy.actor.insist("where") for copy in first]
+            self.sources = Sources(
+                edition=0 if self.sources is None else self.sources.edition + 1,
+                node=node_id(),
+                parts=self._run.parts,
+                memory=tuple(address for address, _ in places),
+                actors=tuple(copy.actor for copy in first),
+                held=self._run.holdings.held_memory.address,
+            )
