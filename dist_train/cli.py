@@ -105,6 +105,17 @@ def submit(
 
 
 @app.command()
+def replay(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """Make a parameter-server run again from its log, in one process, and compare; 1 where it differs.
+
+    The parameters are the same bit for bit if the run had train.deterministic and was on CPUs like this one.
+    """
+    from dist_train.replay import replay as made_again
+
+    typer.echo(made_again(run_dir))
+
+
+@app.command()
 def checkpoints(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     """List the checkpoints of a run, each verified against its checksums; 1 if one is damaged."""
     from dist_train.runtime.start import VERIFIED, checkpoint_lines

@@ -18,8 +18,10 @@ from dist_train.config.schema import SGD, AnyOptimizer, ElasticOuter
 from dist_train.core.data import size_of
 from dist_train.core.flat import Layout
 from dist_train.core.flat_model import FlatModel, statistics_of, statistics_size
+from dist_train.core.inner_state import InnerShape, InnerState
 from dist_train.core.learner import Learner, Workplace
 from dist_train.core.seeds import lease_seed, seed_all
+from dist_train.core.staging import SideStream
 from dist_train.core.state import State, describe
 from dist_train.couplings import Coupling
 from dist_train.couplings.allreduce import AllReduce
@@ -67,11 +69,15 @@ def serve(config: Config, connection: Connection, workers: int, open_server: Ope
         server = own if place.workers == 1 else GroupServer(own, collective, leads)
         host = server.memory.parameters if leads else torch.zeros(layout.size)
         flat = FlatModel(model, layout, host)
-        coupling = _coupling(config, connection, workers, server, flat, turn)
+        if connection.device.type == "cuda" and _may_stage(config):
+            flat.stage_gradients(SideStream(connection.device))
+        kept = InnerShape.of(config)
+        inner = None if kept is None else InnerState(kept, state.optimizer, layout, model)
+        coupling = _coupling(config, connection, workers, server, flat, turn, inner)
         number = turn.member * place.workers + place.rank
         at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, number)
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
-        _begin(member, workers)
+        _begin(member, workers, inner)
         _train(member)
         member.learner.close()
         collective.barrier()
@@ -84,8 +90,21 @@ def _own_settings(config: Config) -> AnyOptimizer:
     return SGD(lr=config.optimizer.lr, momentum=0.0)
 
 
+def _may_stage(config: Config) -> bool:
+    """Say whether a gradient that one backward pass has made is handed in as it is."""
+    parallel, train = config.parallel, config.train
+    passes = parallel.group_size * parallel.push_every * train.accumulate
+    return parallel.outer_in_force is None and passes == 1 and train.clip_norm is None
+
+
 def _coupling(
-    config: Config, connection: Connection, workers: int, server: Server, flat: FlatModel, turn: Turn
+    config: Config,
+    connection: Connection,
+    workers: int,
+    server: Server,
+    flat: FlatModel,
+    turn: Turn,
+    inner: InnerState | None = None,
 ) -> Coupling:
     parallel, place = config.parallel, connection.place
     inside = AllReduce(parallel, place.rank, place.workers)
@@ -95,7 +114,7 @@ def _coupling(
         return ThroughServer(inside, server, flat, turn, share, parallel.fetch_every)
     groups = group_count(parallel, workers)
     rate = moving_rate(outer, groups) if isinstance(outer, ElasticOuter) else None
-    return LocalSteps(inside, server, flat, turn, share, rate)
+    return LocalSteps(inside, server, flat, turn, share, rate, inner if place.rank == 0 else None)
 
 
 def _share(layout: Layout, rank: int, workers: int) -> Share:
@@ -110,7 +129,7 @@ def _share(layout: Layout, rank: int, workers: int) -> Share:
     return Share(slice(numbers[0], numbers[-1] + 1), slice(part.start, part.stop))
 
 
-def _begin(member: Member, workers: int) -> None:
+def _begin(member: Member, workers: int, inner: InnerState | None = None) -> None:
     """Make data and model ready, and join."""
     config, learner, turn, parallel = member.config, member.learner, member.turn, member.config.parallel
     turn.figures = learner.figures
@@ -123,6 +142,8 @@ def _begin(member: Member, workers: int) -> None:
     learner.state.counted.seed = welcome.seed
     member.flat.take_statistics(welcome.statistics)
     learner.prepare(make_plan(config, workers, train))
+    if inner is not None and welcome.scalars is not None:
+        inner.take(member.server.memory.deposits[0], welcome.scalars)
 
 
 def _train(member: Member) -> None:

@@ -17,7 +17,7 @@ RUN pip install --no-cache-dir -c constraints.txt \
 COPY pyproject.toml README.md ./
 COPY dist_train dist_train
 RUN pip install --no-cache-dir -c constraints.txt \
-    --extra-index-url https://download.pytorch.org/whl/cpu ".[digits,images]"
+    --extra-index-url https://download.pytorch.org/whl/cpu ".[digits,images,ray]"
 
 COPY configs configs
 RUN mkdir runs && chown trainer runs

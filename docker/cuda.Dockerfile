@@ -23,7 +23,7 @@ RUN pip install --no-cache-dir -c constraints.txt torch==2.13.0
 
 COPY pyproject.toml README.md ./
 COPY dist_train dist_train
-RUN pip install --no-cache-dir -c constraints.txt ".[digits,images]"
+RUN pip install --no-cache-dir -c constraints.txt ".[digits,images,ray]"
 
 COPY configs configs
 RUN mkdir runs && chown trainer runs

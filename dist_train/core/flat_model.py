@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.core.flat import Layout, Placed
+from dist_train.core.staging import Side, Staging
 
 
 class FlatModel:
     """A model whose trainable parameters live in one vector, laid out as ``layout`` says.
 
-    On a CPU the vector is ``host``, memory that others may read; on a GPU it is the device's own, and ``host``
-    is the (page-locked) place that copies pass through. Parameters that are not row-major keep memory of
-    their own and are copied.
+    On a CPU the vector is ``host``, memory that others may read; on a GPU it is the device's own, and
+    ``host`` is the (page-locked) place that copies pass through. Parameters that are not row-major keep
+    memory of their own and are copied.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, host: Tensor) -> None:
@@ -27,6 +28,7 @@ class FlatModel:
         self.layout = layout
         self.host = host
         self.vector = host if device.type == "cpu" else torch.zeros(layout.size, device=device)
+        self._staging: Staging | None = None
         self._statistics = list(_statistics(model))
         self._apart: list[tuple[Tensor, nn.Parameter]] = []
         for placed, parameter in self._placed:
@@ -58,6 +60,15 @@ class FlatModel:
             view.copy_(parameter)
         return self.vector
 
+    def stage_gradients(self, side: Side) -> None:
+        """Copy gradients on ``side`` during the backward pass; core/staging.py says when that may be."""
+        self._staging = Staging(self._placed, side)
+
+    def expect_gradient(self, out: Tensor) -> None:
+        """Take note that the coming backward pass makes the gradient that goes into ``out``."""
+        if self._staging is not None:
+            self._staging.begin(out)
+
     @torch.no_grad()
     def gradient_into(
         self, out: Tensor, part: slice = slice(None), weight: float = 1.0, add: bool = False
@@ -68,7 +79,10 @@ class FlatModel:
         """
         targets: list[Tensor] = []
         gradients: list[Tensor] = []
+        staged = self._staging.finish(out) if self._staging is not None else frozenset()
         for placed, parameter in self._placed[part]:
+            if placed.name in staged:
+                continue
             target = out[placed.start : placed.stop].view(placed.shape)
             if parameter.grad is not None:
                 targets.append(target)
@@ -78,11 +92,10 @@ class FlatModel:
         if not targets:
             return
         if add:
-            torch._foreach_add_(targets, gradients, alpha=weight)
-        else:
-            torch._foreach_copy_(targets, gradients, non_blocking=True)
-            if weight != 1.0:
-                torch._foreach_mul_(targets, weight)
+            torch._foreach_add_(targets, [each.to(out.device) for each in gradients], alpha=weight)
+            return
+        whole = gradients if weight == 1.0 else torch._foreach_mul(gradients, weight)
+        torch._foreach_copy_(targets, whole, non_blocking=True)
         if gradients[0].is_cuda:
             torch.cuda.current_stream(gradients[0].device).synchronize()
 

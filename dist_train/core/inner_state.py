@@ -7,12 +7,14 @@ in elastic averaging, its own parameters. It leaves a copy with every push, for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_train.config import Config
-from dist_train.config.schema import ElasticOuter
+from dist_train.config.schema import AnyOptimizer, ElasticOuter
 from dist_train.core.flat import (
     FlatState,
     Layout,
@@ -20,49 +22,63 @@ from dist_train.core.flat import (
     restore_optimizer_state,
     state_keys,
 )
-from dist_train.core.flat_model import FlatModel
 
 PARAMETERS = "parameters"
 
 
-def inner_keys(config: Config) -> tuple[str, ...]:
-    """Return the names of the vectors that a member leaves, each over the whole layout; none in other modes."""
-    outer = config.parallel.outer_in_force
-    if outer is None:
-        return ()
-    return (*state_keys(config.optimizer), *((PARAMETERS,) if isinstance(outer, ElasticOuter) else ()))
+@dataclass(frozen=True)
+class InnerShape:
+    """``settings`` are those of the member's own optimizer; ``elastic``: it keeps its parameters too."""
+
+    settings: AnyOptimizer
+    elastic: bool
+
+    @classmethod
+    def of(cls, config: Config) -> InnerShape | None:
+        """Return None where members keep nothing, as they make no steps of their own."""
+        outer = config.parallel.outer_in_force
+        return None if outer is None else cls(config.optimizer, isinstance(outer, ElasticOuter))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the vectors that are kept, each over the whole layout, in the order of a deposit."""
+        return (*state_keys(self.settings), *((PARAMETERS,) if self.elastic else ()))
+
+
+def kept_vectors(config: Config) -> int:
+    """Return how many vectors one deposit of a member holds."""
+    shape = InnerShape.of(config)
+    return 0 if shape is None else len(shape.keys)
 
 
 class InnerState:
-    """The member's side; ``rows`` are the vectors named by ``inner_keys``, in their order."""
+    """A model and its optimizer as a deposit sees them: ``rows`` are the vectors named by ``shape.keys``."""
 
-    def __init__(self, config: Config, optimizer: Optimizer, flat: FlatModel) -> None:
-        self._keys = inner_keys(config)
-        self._settings = config.optimizer
+    def __init__(self, shape: InnerShape, optimizer: Optimizer, layout: Layout, model: nn.Module) -> None:
+        self._shape = shape
         self._optimizer = optimizer
-        self._flat = flat
+        self._layout = layout
+        self._parameters = dict(model.named_parameters())
 
+    @torch.no_grad()
     def leave(self, rows: Sequence[Tensor]) -> dict[str, float]:
         """Copy the state into ``rows``, and return its scalars."""
-        state = flatten_optimizer_state(self._optimizer, self._flat.layout, self._settings)
-        vectors = {PARAMETERS: self._flat.collect(), **state.vectors}
-        for key, row in zip(self._keys, rows, strict=True):
-            row.copy_(vectors[key])
+        state = flatten_optimizer_state(self._optimizer, self._layout, self._shape.settings)
+        for key, row in zip(self._shape.keys, rows, strict=True):
+            if key == PARAMETERS:
+                self._layout.flatten(self._parameters, row)
+            else:
+                row.copy_(state.vectors[key])
         return state.scalars
 
+    def take_optimizer(self, rows: Sequence[Tensor], scalars: Mapping[str, float]) -> None:
+        """Go on with the optimizer's state that was left."""
+        vectors = dict(zip(self._shape.keys, rows, strict=True))
+        vectors.pop(PARAMETERS, None)
+        restore_optimizer_state(self._optimizer, self._layout, FlatState(vectors, dict(scalars)))
+
     def take(self, rows: Sequence[Tensor], scalars: Mapping[str, float]) -> None:
-        """Go on from a state that was left."""
-        vectors = dict(zip(self._keys, rows, strict=True))
-        own = vectors.pop(PARAMETERS, None)
-        restore_inner(self._optimizer, self._flat.layout, vectors, scalars)
-        if own is not None:
-            self._flat.host.copy_(own)
-            self._flat.arrived()
-
-
-def restore_inner(
-    optimizer: Optimizer, layout: Layout, vectors: Mapping[str, Tensor], scalars: Mapping[str, float]
-) -> None:
-    """Give a whole model's optimizer the state that a member left; parameters among it are passed over."""
-    kept = {key: vector for key, vector in vectors.items() if key != PARAMETERS}
-    restore_optimizer_state(optimizer, layout, FlatState(kept, dict(scalars)))
+        """Go on from all that was left."""
+        self.take_optimizer(rows, scalars)
+        if self._shape.elastic:
+            self._layout.unflatten(rows[self._shape.keys.index(PARAMETERS)], self._parameters)

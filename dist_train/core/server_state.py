@@ -26,8 +26,10 @@ from dist_train.core.flat_model import (
     statistics_size,
     write_statistics,
 )
-from dist_train.core.state import State, join
+from dist_train.core.inner_state import InnerShape, InnerState
+from dist_train.core.state import State, join, part_of
 from dist_train.exchange.areas import Area, Vectors
+from dist_train.exchange.deposits import Deposit
 
 # The part of a checkpoint that only a parameter server has: its outer optimizer, mean squares, its counts.
 SERVER = "server"
@@ -35,17 +37,24 @@ SERVER = "server"
 
 @dataclass(frozen=True)
 class Shape:
-    """``optimizer`` is what the shards run: the configured one or, if ``outer``, that of local steps."""
+    """``optimizer`` is what the shards run: the configured one or, if ``outer``, that of local steps.
+
+    ``inner`` is what members with local steps keep for themselves.
+    """
 
     optimizer: schema.AnyOptimizer
     outer: bool
     members: int
     group_size: int
     mean_squares: bool
+    inner: InnerShape | None = None
 
 
 class ServerState:
-    """All that the server knows of a replica, on the CPU. ``statistics`` are each member's buffers."""
+    """All that the server knows of a replica, on the CPU.
+
+    ``statistics`` are each member's buffers, ``inner`` what members with local steps keep for themselves.
+    """
 
     def __init__(self, state: State, layout: Layout, shape: Shape) -> None:
         self.state = state
@@ -58,10 +67,16 @@ class ServerState:
         self._further: dict[str, Tensor] = {}
         self._scalars: dict[str, float] = {}
         self.statistics = [self._own_statistics() for _ in range(shape.members)]
+        self.inner: dict[int, Deposit] = {}
 
     @property
     def statistics_size(self) -> int:
         return statistics_size(self._buffers)
+
+    @property
+    def kept_vectors(self) -> int:
+        """The vectors in one deposit of a member."""
+        return 0 if self.shape.inner is None else len(self.shape.inner.keys)
 
     def restore(self, origin: Path) -> None:
         """Take a checkpoint of any mode; another number of members takes the buffers round about."""
@@ -69,8 +84,11 @@ class ServerState:
         self.state.restore_shared(load_part(origin, SHARED))
         for member in range(self.shape.members):
             rank = member * self.shape.group_size % manifest.workers
-            self.state.restore_own(load_part(origin, rank_part(rank)), generators=False)
+            own = load_part(origin, rank_part(rank))
+            self.state.restore_own(own, generators=False)
             self.statistics[member] = self._own_statistics()
+            if self.shape.inner is not None:
+                self.inner[member] = self._saved_inner(own, self.shape.inner)
         if f"{SERVER}.json" in manifest.files:
             part = load_part(origin, SERVER)
             self.counts = dict(part.values["counts"])
@@ -97,6 +115,10 @@ class ServerState:
         if self.shape.outer:
             self._further = {f"outer.{key}": vector for key, vector in flat.vectors.items()}
             self._scalars = dict(scalars)
+            if self.shape.inner is not None and self.inner:
+                # Another mode goes on with one optimizer for all: the first member's.
+                first = self.inner[min(self.inner)]
+                self._as_a_member(self.shape.inner).take_optimizer(first.rows, first.scalars)
         else:
             restore_optimizer_state(self.state.optimizer, self.layout, flat)
             self._further = {}
@@ -115,10 +137,16 @@ class ServerState:
         for member, vector in enumerate(self.statistics):
             read_statistics(self._buffers, vector)
             buffers = {name: buffer.detach().clone() for name, buffer in self.state.model.named_buffers()}
-            # Members draw anew for every gradient: they have no generators to be saved.
-            own = join({"generators": Part(), "buffers": Part(buffers)})
+            # No generators: members seed theirs before every gradient.
+            own = {"buffers": Part(buffers)}
+            first = member * self.shape.group_size
             for worker in range(self.shape.group_size):
-                parts[rank_part(member * self.shape.group_size + worker)] = own
+                parts[rank_part(first + worker)] = join(own)
+            if self.shape.inner is not None and member in self.inner:
+                # The workers of a group keep the same: its first one saves it.
+                left = self.inner[member]
+                vectors = dict(zip(self.shape.inner.keys, left.rows, strict=True))
+                parts[rank_part(first)] = join({**own, "inner": Part(vectors, dict(left.scalars))})
         self.deliver()
         parts[SERVER] = Part(self._further, {"counts": self.counts, "scalars": self._scalars})
         return parts
@@ -131,6 +159,19 @@ class ServerState:
             if (saved := self._further.get(f"outer.{key}")) is not None and saved.numel() == self.layout.size:
                 flat.vectors[key].copy_(saved)
         return FlatState(flat.vectors, {**flat.scalars, **self._scalars})
+
+    def _as_a_member(self, shape: InnerShape) -> InnerState:
+        return InnerState(shape, self.state.optimizer, self.layout, self.state.model)
+
+    def _saved_inner(self, own: Part, shape: InnerShape) -> Deposit:
+        """Return what a member left; where it left nothing that fits, it begins with what all modes share."""
+        if "inner" in own.values:
+            saved = part_of(own, "inner")
+            rows = tuple(saved.tensors[key] for key in shape.keys if key in saved.tensors)
+            if len(rows) == len(shape.keys) and all(row.numel() == self.layout.size for row in rows):
+                return Deposit(rows, saved.values)
+        rows = tuple(self.layout.vector() for _ in shape.keys)
+        return Deposit(rows, self._as_a_member(shape).leave(rows))
 
     def _own_statistics(self) -> Tensor:
         own = torch.empty(self.statistics_size, dtype=torch.float64)

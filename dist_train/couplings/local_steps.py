@@ -1,25 +1,29 @@
 """Local steps: a member trains by itself and hands in how far it came; the server takes an outer step.
 
-Local SGD (Stich 2018) with plain averaging, DiLoCo (Douillard et al. 2023, algorithm 1) with an outer Nesterov
-step, and elastic averaging (Zhang, Choromanska and LeCun 2015, algorithm 1), where members keep their own
-parameters and are drawn to the server's. What goes to the server counts as a gradient there.
+Local SGD (Stich 2018) with plain averaging, DiLoCo (Douillard et al. 2023, algorithm 1) with an outer
+Nesterov step, and elastic averaging (Zhang, Choromanska and LeCun 2015, algorithm 1), where members keep
+their own parameters and are drawn to the server's. What goes to the server counts as a gradient there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_train.couplings import Apply, Coupling, Started
-from dist_train.exchange.server import Flat, Server, Share, Turn, is_finite
+from dist_train.exchange.server import Flat, Inner, Server, Share, Turn, is_finite
 from dist_train.optimizers.outer import attract
 
 
 class LocalSteps:
-    """``moving_rate`` is elastic averaging's alpha; None: members go on from the server's parameters."""
+    """``moving_rate`` is elastic averaging's alpha; None: members go on from the server's parameters.
+
+    ``inner`` leaves, with every push, what the member keeps for itself; None where another worker does it.
+    """
 
     writes = False
 
@@ -31,6 +35,7 @@ class LocalSteps:
         turn: Turn,
         share: Share,
         moving_rate: float | None = None,
+        inner: Inner | None = None,
     ) -> None:
         self._inside = inside
         self._server = server
@@ -38,6 +43,8 @@ class LocalSteps:
         self._turn = turn
         self._share = share.elements
         self._moving_rate = moving_rate
+        self._inner = inner
+        self._deposit = 0
         # The server's parameters as this member last read them.
         self._centre = torch.empty_like(flat.host)
 
@@ -69,11 +76,11 @@ class LocalSteps:
 
     @torch.no_grad()
     def _hand_in(self) -> None:
-        """Push the distance travelled, from where the steps began to where they ended, and go on from there."""
+        """Push the distance travelled since the last read, and go on from what the server makes of it."""
         turn, flat, server, share = self._turn, self._flat, self._server, self._share
         travelled = server.memory.gradients[turn.buffer][share]
         travelled.copy_(flat.collect()[share]).neg_().add_(self._centre[share])
-        turn.heard(server.push(turn.push(is_finite(travelled))))
+        self._push(travelled)
         turn.version = server.read(turn.newest, self._centre)
         flat.host.copy_(self._centre)
         flat.arrived()
@@ -88,4 +95,16 @@ class LocalSteps:
         attract(flat.host, self._centre, rate, out=pull)
         server.memory.gradients[turn.buffer][share].copy_(pull[share])
         flat.arrived()
-        turn.heard(server.push(turn.push(is_finite(pull[share]))))
+        self._push(pull[share])
+
+    def _push(self, gradient: Tensor) -> None:
+        """Announce what was handed in, and what the member keeps for itself."""
+        turn, memory = self._turn, self._server.memory
+        push = turn.push(is_finite(gradient))
+        if self._inner is not None and memory.deposits:
+            scalars = self._inner.leave(memory.deposits[self._deposit])
+            push = replace(push, deposit=self._deposit, scalars=scalars)
+        turn.heard(self._server.push(push))
+        if turn.counted:
+            # This deposit may be copied until the next one counts.
+            self._deposit = 1 - self._deposit

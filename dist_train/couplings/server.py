@@ -40,6 +40,7 @@ class ThroughServer:
         return started
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
+        self._flat.expect_gradient(self._server.memory.gradients[self._turn.buffer])
         return self._inside.objective(loss, predictions, batch, share)
 
     def update(self, apply: Apply) -> None:

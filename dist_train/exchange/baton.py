@@ -43,19 +43,15 @@ def in_step() -> Schedule:
 
 
 def one_by_one() -> Schedule:
-    """Let a member that is answered at once go on at once: while it computes, all others push once.
+    """Let members speak round by round, and whoever was answered go on before anybody speaks.
 
     With a quorum of one, each gradient's staleness is then the number of the other members, from the second
     round on.
     """
-    spoke, choose_next = -1, in_step()
+    next_to_speak = in_step()
 
     def choose(moves: Sequence[Move]) -> Move:
-        nonlocal spoke
-        chosen = next((move for move in moves if move.goes_on and move.member == spoke), None)
-        chosen = chosen or choose_next(moves)
-        spoke = -1 if chosen.goes_on else chosen.member
-        return chosen
+        return next((move for move in moves if move.goes_on), None) or next_to_speak(moves)
 
     return choose
 

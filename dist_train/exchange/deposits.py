@@ -1,7 +1,7 @@
 """What members with local steps keep for themselves, left in shared memory for checkpoints and successors.
 
 A member leaves its own state with every push, in one of two places by turns; the one that counts is that of
-its last gradient that the shards took.
+its last gradient that it was, or may be, told of as counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Deposits:
     def __init__(self) -> None:
         self._last: dict[int, Deposit] = {}
 
-    def taken(self, push: Push, memory: MemberMemory) -> None:
-        """Take note that a gradient of ``memory`` is in: what came with it counts."""
+    def settled(self, push: Push, memory: MemberMemory) -> None:
+        """Take note that a gradient of ``memory`` is in for good: what came with it counts."""
         if push.deposit is not None and memory.deposits:
             self._last[push.member] = Deposit(tuple(memory.deposits[push.deposit]), push.scalars)
 

@@ -28,9 +28,11 @@ class GroupServer:
 
     def enlist(self, sizes: Sizes) -> Welcome:
         welcome = self._server.enlist(sizes) if self._leads else None
-        said = b"" if welcome is None else json.dumps([welcome.seed, welcome.statistics.tolist()]).encode()
-        seed, statistics = json.loads(self._collective.tell(said))
-        return Welcome(seed, torch.tensor(statistics, dtype=torch.float64))
+        said = b""
+        if welcome is not None:
+            said = json.dumps([welcome.seed, welcome.statistics.tolist(), welcome.scalars]).encode()
+        seed, statistics, scalars = json.loads(self._collective.tell(said))
+        return Welcome(seed, torch.tensor(statistics, dtype=torch.float64), scalars)
 
     def join(self, ahead: int) -> Reply:
         return self._told(self._server.join(ahead) if self._leads else None)

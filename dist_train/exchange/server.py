@@ -1,14 +1,14 @@
 """A worker's way to its parameter server: what it announces and hears, reads and writes.
 
-The protocol, the memory through which tensors travel, and the turn that a member is at. The in-process twin is
-in ``twin.py``, the real one in ``runtime/member_process.py``.
+The protocol, the memory through which tensors travel, and the turn that a member is at. The in-process twin
+is in ``twin.py``, the real one in ``runtime/remote_server.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,13 +23,14 @@ BUFFERS = 2
 
 
 class MemberMemory:
-    """What a member shares with its server: gradient buffers, its parameters, its buffers' values.
+    """What a member shares with its server: gradient buffers, its parameters, its buffers' values, deposits.
 
-    ``size`` is the layout's, ``statistics`` the number of buffered values. The parameters lie where the server
-    can read them, as delay compensation needs to know what a gradient was computed from.
+    ``size`` is the layout's, ``statistics`` the number of buffered values. The parameters lie where the
+    server can read them, as delay compensation needs to know what a gradient was computed from. With local
+    steps there are two deposits, each of ``kept`` vectors (deposits.py).
     """
 
-    def __init__(self, segment: Segment, size: int, statistics: int) -> None:
+    def __init__(self, segment: Segment, size: int, statistics: int, kept: int = 0) -> None:
         self.segment = segment
         stride = aligned(4 * size)
         self.gradients = [segment.tensor(torch.float32, number * stride, size) for number in range(BUFFERS)]
@@ -40,16 +41,19 @@ class MemberMemory:
             if statistics
             else torch.empty(0, dtype=torch.float64)
         )
+        start += aligned(8 * statistics)
+        rows = [segment.tensor(torch.float32, start + row * stride, size) for row in range(BUFFERS * kept)]
+        self.deposits = [rows[:kept], rows[kept:]] if kept else []
 
     @staticmethod
-    def bytes(size: int, statistics: int) -> int:
+    def bytes(size: int, statistics: int, kept: int = 0) -> int:
         """Return how large the segment must be."""
-        return (BUFFERS + 1) * aligned(4 * size) + aligned(8 * statistics)
+        return (BUFFERS * (1 + kept) + 1) * aligned(4 * size) + aligned(8 * statistics)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a member knows of data and model, which must be the same with all; ``parameters`` describes them."""
+    """What a member knows of data and model, the same with all; ``parameters`` describes them."""
 
     train: int
     validation: int
@@ -58,10 +62,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Welcome:
-    """What a member begins with: the seed of the order of samples, and the values of its buffers."""
+    """What a member begins with: the seed of the order of samples, and the values of its buffers.
+
+    ``scalars`` belong to the state of its own that lies in the first deposit; None: it has none yet.
+    """
 
     seed: int
     statistics: Tensor
+    scalars: Mapping[str, float] | None = None
 
 
 class Server(Protocol):
@@ -70,7 +78,7 @@ class Server(Protocol):
     memory: MemberMemory
 
     def enlist(self, sizes: Sizes) -> Welcome:
-        """Introduce the member's process; raises Mismatch where its data or model are others than the rest's."""
+        """Introduce the member's process; raises Mismatch where its data or model are not the others'."""
 
     def join(self, ahead: int) -> Reply:
         """Take the member's place; ``ahead`` leases keep it busy."""
@@ -82,7 +90,7 @@ class Server(Protocol):
         """Hand in a part of a validation."""
 
     def read(self, at_least: Version, into: Tensor) -> Version:
-        """Copy the newest parameters that all shards have, not older than ``at_least``; say which they are."""
+        """Copy the newest parameters that all shards have, at least ``at_least``; say which they are."""
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         """Copy these parameters and no others; False when they are not there any more."""
@@ -107,6 +115,8 @@ class Flat(Protocol):
 
     host: Tensor
 
+    def expect_gradient(self, out: Tensor) -> None: ...
+
     def gradient_into(
         self, out: Tensor, part: slice = ..., weight: float = 1.0, add: bool = False
     ) -> None: ...
@@ -116,6 +126,13 @@ class Flat(Protocol):
     def collect(self) -> Tensor: ...
 
     def arrived(self) -> None: ...
+
+
+class Inner(Protocol):
+    """What a member with local steps keeps for itself (core/inner_state.py)."""
+
+    def leave(self, rows: Sequence[Tensor]) -> Mapping[str, float]:
+        """Copy it into a deposit, and return the scalars that belong to it."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,11 @@ class Turn:
     def was_overtaken(self) -> bool:
         """Whether the last gradient did not count, as others were faster."""
         return self.reply is not None and self.reply.outcome in ("dropped", "void")
+
+    @property
+    def counted(self) -> bool:
+        """Whether the last gradient counts."""
+        return self.reply is not None and self.reply.outcome == "counted"
 
     @property
     def buffer(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dist_train.errors import TrainingError
 from dist_train.exchange.areas import held, held_bytes
 from dist_train.exchange.baton import Move, Runner, Schedule
+from dist_train.exchange.deposits import Deposit, Deposits
 from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory, Sizes, Welcome
 from dist_train.rules.decisions import Action, Answer, Fail, Milestone, Step, Take
@@ -52,9 +53,14 @@ class Shard(Protocol):
 
 
 class Statistics(Protocol):
-    """The members' buffers, as the server keeps them (core/server_state.py)."""
+    """What the server keeps of its members: their buffers, and with local steps what they keep for themselves
+    (core/server_state.py)."""
 
     statistics: list[Tensor]
+    inner: dict[int, Deposit]
+
+    @property
+    def kept_vectors(self) -> int: ...
 
     def mean_statistics(self) -> Tensor: ...
 
@@ -84,7 +90,7 @@ class Seat:
 
     def enlist(self, sizes: Sizes) -> Welcome:
         del sizes
-        return self._twin.welcome(self.member)
+        return self._twin.welcome(self)
 
     def join(self, ahead: int) -> Reply:
         return self._speak(ahead)
@@ -144,6 +150,7 @@ class Twin:
         self.keep: Callable[[Milestone], None] = lambda milestone: None
         self._shards = list(zip(shards, (slice(part.start, part.stop) for part in parts), strict=True))
         self._kept = kept
+        self.deposits = Deposits()
         self._seed = seed
         self._size, self._statistics = parts[-1].stop, kept.statistics[0].numel()
         self._seats: dict[int, Seat] = {}
@@ -167,9 +174,10 @@ class Twin:
     def seat(self, member: int, body: Callable[[Seat], None]) -> Seat:
         """Begin a process of a member, the successor of the one before; it does ``body`` when it may move."""
         incarnation = self._seats[member].incarnation + 1 if member in self._seats else 0
-        segment = Segment.create(MemberMemory.bytes(self._size, self._statistics))
+        sizes = self._size, self._statistics, self._kept.kept_vectors
+        segment = Segment.create(MemberMemory.bytes(*sizes))
         self._segments.append(segment)
-        seat = Seat(self, member, incarnation, MemberMemory(segment, self._size, self._statistics), body)
+        seat = Seat(self, member, incarnation, MemberMemory(segment, *sizes), body)
         self._seats[member] = self._processes[(member, incarnation)] = seat
         return seat
 
@@ -231,8 +239,10 @@ class Twin:
 
     # -- the server's verbs ----------------------------------------------------------------------------
 
-    def welcome(self, member: int) -> Welcome:
-        return Welcome(self._seed, self._kept.statistics[member].clone())
+    def welcome(self, seat: Seat) -> Welcome:
+        kept = self._kept
+        scalars = self.deposits.hand_over(seat.member, seat.memory, kept.inner.get(seat.member))
+        return Welcome(self._seed, kept.statistics[seat.member].clone(), scalars)
 
     def read(self, into: Tensor) -> Version:
         """Copy the newest parameters, and say which they are."""
@@ -271,11 +281,16 @@ class Twin:
         match action:
             case Take(push=push):
                 self._take(action)
+                if not self.referee.terms.rule.read_own:
+                    self._settle(push)
                 return self.referee.taken(push)
             case Step(version=version):
                 for shard, _ in self._shards:
                     shard.step(version.number, action.rate, action.momentum)
                 self.version = version
+                if self.referee.terms.rule.read_own:
+                    for each in action.contributions:
+                        self._settle(each.push)
                 return self.referee.applied(version)
             case Milestone():
                 return self._milestone(action)
@@ -292,6 +307,9 @@ class Twin:
         for shard, part in self._shards:
             gradient, base = memory.gradients[push.buffer][part], memory.parameters[part]
             shard.take(push.member, gradient, take.weight, base, borrow=take.alone)
+
+    def _settle(self, push: Push) -> None:
+        self.deposits.settled(push, self._processes[(push.member, push.incarnation)].memory)
 
     def _milestone(self, milestone: Milestone) -> list[Action]:
         self.keep(milestone)

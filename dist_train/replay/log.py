@@ -1,4 +1,4 @@
-"""A parameter-server run as its events.jsonl tells it: attempts, and in each the gradients and updates in order."""
+"""A parameter-server run as events.jsonl tells it: its attempts, with gradients and updates in order."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from dist_train.rules.sampling import Run
 
 # A member's process: (member, incarnation).
 Who = tuple[int, int]
+# A gradient: whose it is, and its sequence.
+Key = tuple[Who, int]
 
-_UNCOUNTED: tuple[Outcome, ...] = ("dropped", "refused", "void")
 # Settings that no gradient and no update depends on, as the log has the rates.
-_HARMLESS = ("name", "checkpoint.", "data.loaders", "data.prefetch", "faults.", "logging.", "recovery.")
-_HARMLESS += ("schedule.", "train.epochs", "train.samples", "train.steps", "validation.")
+_HARMLESS = (
+    "name",
+    "checkpoint.",
+    "data.loaders",
+    "data.prefetch",
+    "faults.",
+    "logging.",
+    "recovery.",
+    "schedule.",
+    "train.epochs",
+    "train.samples",
+    "train.steps",
+    "validation.",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,10 @@ class Gradient:
     rates: tuple[float, ...]
     outcome: Outcome
     reads: tuple[Version, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return self.who, self.sequence
 
     def __str__(self) -> str:
         lease = self.lease
@@ -66,8 +83,8 @@ Entry = Update | Gradient | RolledBack
 class Attempt:
     """One start of the server, from update ``step``; ``origin`` is the checkpoint it began from, if any.
 
-    ``checks`` are the shards' checksums after an update. ``changed`` names a setting that differs from that
-    of the attempt before.
+    ``changed`` names a setting that differs from that of the attempt before, ``checks`` are the shards'
+    checksums after an update, ``withdrawn`` the gradients whose update was lost before their member heard.
     """
 
     step: int
@@ -80,6 +97,7 @@ class Attempt:
     changed: str | None = None
     entries: list[Entry] = field(default_factory=list)
     checks: dict[Version, list[int]] = field(default_factory=dict)
+    withdrawn: set[Key] = field(default_factory=set)
 
     @property
     def gradients(self) -> Iterator[tuple[int, Gradient]]:
@@ -90,6 +108,10 @@ class Attempt:
                     yield from ((index, gradient) for gradient in entry.gradients)
                 case Gradient():
                     yield index, entry
+
+    def heard(self, gradient: Gradient) -> Outcome:
+        """What the member was told of its gradient."""
+        return "void" if gradient.key in self.withdrawn else gradient.outcome
 
     @property
     def last_step(self) -> int:
@@ -172,8 +194,17 @@ def _add(attempt: Attempt, kind: str, event: Mapping[str, Any]) -> None:
             attempt.entries.append(RolledBack(Version(event["era"], event["step"])))
         case "check":
             attempt.checks[Version(_era(attempt), event["step"])] = event["crc32"]
-        case "dropped" | "refused" | "void" if "sequence" in event:
+        case "dropped" | "refused" if "sequence" in event:
             attempt.entries.append(_gradient(event, kind))
+        case "void":
+            _add_void(attempt, _gradient(event, kind))
+
+
+def _add_void(attempt: Attempt, gradient: Gradient) -> None:
+    if any(gradient.key == known.key for _, known in attempt.gradients):
+        attempt.withdrawn.add(gradient.key)
+    else:
+        attempt.entries.append(gradient)
 
 
 def _era(attempt: Attempt) -> int:

@@ -1,6 +1,6 @@
 """A member of a replay: the code of a real one (member.py), whose server answers what the log says.
 
-Every member is a thread that computes one gradient whenever it is its turn, and then waits: what it reads next
+Every member is a thread that computes one gradient when it is its turn, and then waits: what it reads next
 may be a version that is yet to be made.
 """
 
@@ -19,46 +19,48 @@ from dist_train import member as real
 from dist_train import optimizers, tasks
 from dist_train.config import Config
 from dist_train.core.flat import Layout
-from dist_train.core.flat_model import FlatModel, statistics_of, statistics_size
+from dist_train.core.flat_model import FlatModel
+from dist_train.core.inner_state import InnerShape, InnerState, kept_vectors
 from dist_train.core.learner import Learner, Workplace
 from dist_train.core.seeds import seed_all
 from dist_train.core.state import State
+from dist_train.couplings import Coupling
 from dist_train.errors import ConfigError
 from dist_train.exchange.baton import Runner
 from dist_train.exchange.collective import Alone
+from dist_train.exchange.deposits import Deposit
 from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory, Sizes, Turn, Welcome
-from dist_train.replay.group import Together
-from dist_train.replay.log import Attempt, Gradient, Who
+from dist_train.replay.group import Apart, Mate, Together
+from dist_train.replay.log import Attempt, Gradient
 from dist_train.rules.messages import FIRST, Lease, Measured, Outcome, Push, Reply, Version, Work
 from dist_train.runtime.connect import Connection, numerics_of
 from dist_train.runtime.place import Place
+from dist_train.task import Task
 
 CPU = torch.device("cpu")
 
-
-@dataclass(frozen=True)
-class Computed:
-    """A gradient computed again: what was announced, the vector itself, the parameters it came from."""
-
-    push: Push
-    gradient: Tensor
-    base: Tensor
+# Gives the parameters of a version.
+Read = Callable[[Version], Tensor]
 
 
 class ScriptedServer:
-    """The server as the log has it. ``read_version`` gives the parameters of a version."""
+    """The server as the log has it: ``cue`` is the gradient that the member is to compute next."""
 
-    def __init__(self, attempt: Attempt, memory: MemberMemory, read_version: Callable[[Version], Tensor]) -> None:
+    def __init__(
+        self, attempt: Attempt, statistics: Tensor, left: Deposit | None, memory: MemberMemory, read: Read
+    ) -> None:
         self.memory = memory
         self.cue: Gradient | None = None
         self.pushed: Push | None = None
-        # Have the member take what was written to its parameters behind its back.
-        self.refreshed: Callable[[Version], None] = lambda version: None
+        # Lets the other members have their turn.
         self.hand_back: Callable[[], None] = lambda: None
-        self.statistics = torch.zeros_like(memory.statistics)
+        # Has the member take parameters that were written to its memory.
+        self.arrived: Callable[[Version], None] = lambda version: None
         self._attempt = attempt
-        self._read_version = read_version
+        self._statistics = statistics
+        self._left = left
+        self._read = read
         self._reads: deque[Version] = deque()
         self._leases = 0
 
@@ -68,32 +70,36 @@ class ScriptedServer:
                 f"the training set has {sizes.train} samples, and had {self._attempt.train_size} in the run: "
                 "replay it with the same data"
             )
-        return Welcome(self._attempt.seed, self.statistics.clone())
+        if self._left is None:
+            return Welcome(self._attempt.seed, self._statistics)
+        for target, row in zip(self.memory.deposits[0], self._left.rows, strict=True):
+            target.copy_(row)
+        return Welcome(self._attempt.seed, self._statistics, self._left.scalars)
 
     def join(self, ahead: int) -> Reply:
         del ahead
         return self._answer("welcome", 0)
 
     def push(self, push: Push) -> Reply:
-        self.pushed = push
-        before = self._now
+        self.pushed, done = push, self._now
         self.hand_back()
-        return self._answer(before.outcome, before.sequence)
+        return self._answer(self._attempt.heard(done), done.sequence)
 
     def measured(self, measured: Measured) -> Reply:
-        raise AssertionError("a replay measures nothing")
+        raise AssertionError(f"a replay measures nothing: {measured}")
 
     def read(self, at_least: Version, into: Tensor) -> Version:
         del at_least
         version = self._reads.popleft() if self._reads else self._now.read
-        into.copy_(self._read_version(version))
+        into.copy_(self._read(version))
         return version
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
-        raise AssertionError("a replay has no second reader")
+        into.copy_(self._read(version))
+        return True
 
     def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
-        raise AssertionError("a replay validates nothing")
+        raise AssertionError(f"a replay holds nothing: {parameters.shape}, {statistics.shape}")
 
     @property
     def _now(self) -> Gradient:
@@ -101,49 +107,133 @@ class ScriptedServer:
         return self.cue
 
     def _answer(self, outcome: Outcome, sequence: int) -> Reply:
-        """Answer with the next lease of the log."""
+        """Answer message ``sequence`` with the next lease of the log."""
         cue = self._now
-        self._leases += 1
         self._reads = deque(cue.reads)
         self._skip_validations(cue.sequence - sequence - 1)
+        self._leases += 1
         lease = Lease(self._leases, cue.lease.epoch, cue.lease.offset, cue.lease.count)
         return Reply(outcome, FIRST, work=(Work(lease, cue.rates),))
 
     def _skip_validations(self, count: int) -> None:
-        """Between two pushes a member measured ``count`` times, and read again after each."""
-        if not count:
+        """Between two pushes the member has measured ``count`` times, and read again each time."""
+        if count <= 0:
             return
         version = self._now.read
         for _ in range(min(count, len(self._reads))):
             version = self._reads.popleft()
-        self.memory.parameters.copy_(self._read_version(version))
-        self.refreshed(version)
+        self.memory.parameters.copy_(self._read(version))
+        self.arrived(version)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A gradient computed again: what was announced, the vector, the parameters that it came from.
+
+    ``statistics`` are the member's buffers then, ``left`` what it keeps for itself.
+    """
+
+    push: Push
+    gradient: Tensor
+    base: Tensor
+    statistics: Tensor
+    left: Deposit | None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a member's process begins with: the values of its buffers, what its predecessor left."""
+
+    statistics: Tensor
+    left: Deposit | None
 
 
 class ReplayedMember:
-    """One process of a member, made when its first gradient is wanted; ``close`` it in the end."""
+    """One process of a member, ``who`` of the log; ``close`` it in the end."""
 
     def __init__(
-        self, config: Config, attempt: Attempt, who: Who, layout: Layout, statistics: Tensor | None
+        self, config: Config, attempt: Attempt, who: tuple[int, int], beginning: Beginning, read: Read
     ) -> None:
-        self._config = config
-        self._attempt = attempt
-        self._who = who
-        self._layout = layout
-        self._statistics = statistics
-        self._segment: Segment | None = None
+        self._config, self._attempt = config, attempt
+        self._numerics = numerics_of(config, CPU)
+        self._turn = Turn(*who)
+        task, state = self._made()
+        model, shape = state.model, InnerShape.of(config)
+        layout = Layout.of(model, config.optimizer)
+        sizes = layout.size, beginning.statistics.numel(), kept_vectors(config)
+        self._segment = Segment.create(MemberMemory.bytes(*sizes))
+        self._memory = MemberMemory(self._segment, *sizes)
+        self._server = ScriptedServer(
+            attempt, beginning.statistics.clone(), beginning.left, self._memory, read
+        )
+        flat = FlatModel(model, layout, self._memory.parameters)
+        self._inner = None if shape is None else InnerState(shape, state.optimizer, layout, model)
+        connection = Connection(Place(), CPU, HashStore(), timedelta(seconds=1), lambda *_: None)
+        coupling = real._coupling(
+            config, connection, attempt.workers, self._server, flat, self._turn, self._inner
+        )
+        self._mates = self._made_mates(flat)
+        self._group = Together(coupling, self._mates, flat, self._turn) if self._mates else None
+        learner = self._learner(task, state, self._group or coupling, 0)
+        self._member = real.Member(config, learner, self._server, flat, self._turn, Place())
+        self._runner = Runner(f"member {who[0]}", self._live)
+        self._server.hand_back, self._server.arrived = self._hand_back, self._arrived
 
-    def begin(self, read_version: Callable[[Version], Tensor]) -> None:
-        """Make the member's model and memory."""
+    def compute(self, gradient: Gradient) -> Computed:
+        """Compute a gradient of the log again; they come in the order of their sequence."""
+        self._server.cue = gradient
+        self._runner.move()
+        push, memory = self._server.pushed, self._memory
+        assert push is not None
+        left = None
+        if push.deposit is not None:
+            left = Deposit(tuple(row.clone() for row in memory.deposits[push.deposit]), push.scalars)
+        vector, base = memory.gradients[push.buffer].clone(), memory.parameters.clone()
+        return Computed(push, vector, base, memory.statistics.clone(), left)
+
+    def close(self) -> None:
+        self._runner.end()
+        self._segment.close()
+
+    def _live(self) -> None:
+        torch.set_num_threads(self._attempt.threads)
+        workers = self._attempt.workers
+        for mate in self._mates:
+            beside = Turn(self._turn.member, self._turn.incarnation)
+            real._begin(
+                real.Member(self._config, mate.learner, self._server, mate.flat, beside, Place()), workers
+            )
+        real._begin(self._member, workers)
+        if self._group is not None:
+            group, learner = self._group, self._member.learner
+            self._turn.figures = lambda: group.figures(learner.figures())
+        real._train(self._member)
+
+    def _hand_back(self) -> None:
+        self._runner.hand_back()
+        torch.set_num_threads(self._attempt.threads)
+
+    def _arrived(self, version: Version) -> None:
+        self._member.flat.arrived()
+        self._turn.version = version
+
+    def _made_mates(self, flat: FlatModel) -> list[Mate]:
+        """Make the other workers of the group, on the same parameters as the first."""
+        mates = []
+        for rank in range(1, self._config.parallel.group_size):
+            task, state = self._made()
+            learner = self._learner(task, state, Apart(self._config.parallel.group_size), rank)
+            mates.append(Mate(learner, FlatModel(state.model, flat.layout, flat.host), rank))
+        return mates
+
+    def _made(self) -> tuple[Task, State]:
         config = self._config
         seed_all(config.seed)
-        self._task = tasks.make(config)
+        task = tasks.make(config)
         channels = torch.channels_last if config.train.channels_last else torch.preserve_format
-        self._model = self._task.model().to(memory_format=channels)  # type: ignore[call-overload]
-        self._size = statistics_size(statistics_of(self._model))
-        self._segment = Segment.create(MemberMemory.bytes(self._layout.size, self._size))
-        memory = MemberMemory(self._segment, self._layout.size, self._size)
-        self._server = ScriptedServer(self._attempt, memory, read_version)
-        if self._statistics is None:
-            FlatModel
-        self._runner = Runner(f"member {self._who[0]}", self._live)
+        model = task.model().to(memory_format=channels)  # type: ignore[call-overload]
+        return task, State(model, optimizers.build(model, real._own_settings(config)), CPU)
+
+    def _learner(self, task: Task, state: State, coupling: Coupling, rank: int) -> Learner:
+        at = Workplace(rank, self._config.parallel.group_size, self._numerics, Alone(), lambda *_: None)
+        return Learner(self._config, task, state, coupling, at)

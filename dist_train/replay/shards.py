@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from dist_train import optimizers, tasks
 from dist_train.config import Config
+from dist_train.config.schema import AnyDamping, AnyOptimizer
 from dist_train.core.damping import delay_compensation
 from dist_train.core.flat import FlatState, Layout
+from dist_train.core.inner_state import InnerShape
 from dist_train.core.seeds import seed_all
 from dist_train.core.server_state import ServerState, Shape
 from dist_train.core.shard import PlainSlots, Shard, ShardState, parts
@@ -23,21 +25,13 @@ from dist_train.rules.messages import Version
 
 
 class Shards:
-    """As many shards as the run had, cut alike: ``state`` is what they begin from, at update ``step``."""
+    """As many shards as the run had, cut alike."""
 
-    def __init__(self, config: Config, state: ServerState, shards: int, step: int) -> None:
-        self.layout = state.layout
-        settings = state.shape.optimizer
+    def __init__(self, layout: Layout, settings: AnyOptimizer, shards: int, damping: AnyDamping) -> None:
         self._shards = [
-            (
-                Shard(
-                    self.layout, part, settings, PlainSlots(len(part)), delay_compensation(config.parallel.damping)
-                ),
-                part,
-            )
-            for part in parts(self.layout, shards, settings)
+            (Shard(layout, part, settings, PlainSlots(len(part)), delay_compensation(damping)), part)
+            for part in parts(layout, shards, settings)
         ]
-        self.load(step, _beginning(state))
 
     def load(self, step: int, state: ShardState) -> None:
         """Go on from a copy of ``state`` as of update ``step``."""
@@ -47,17 +41,15 @@ class Shards:
     def copy(self) -> ShardState:
         """Return a copy of all that the shards hold."""
         states = [shard.state() for shard, _ in self._shards]
-
-        def joined(vectors: Sequence[Mapping[object, Tensor]], key: object) -> Tensor:
-            return torch.cat([each[key] for each in vectors])
-
-        optimizers_, squares = [each.optimizer for each in states], [each.mean_squares for each in states]
-        vectors = {key: joined([each.vectors for each in optimizers_], key) for key in optimizers_[0].vectors}
-        return ShardState(
-            self.parameters(),
-            FlatState(vectors, dict(optimizers_[0].scalars)),
-            {member: joined(squares, member) for member in squares[0]},
-        )
+        optimizers = [each.optimizer for each in states]
+        vectors = {
+            key: torch.cat([each.vectors[key] for each in optimizers]) for key in optimizers[0].vectors
+        }
+        squares = {
+            member: torch.cat([each.mean_squares[member] for each in states])
+            for member in states[0].mean_squares
+        }
+        return ShardState(self.parameters(), FlatState(vectors, dict(optimizers[0].scalars)), squares)
 
     def take(self, member: int, gradient: Tensor, weight: float, base: Tensor | None) -> None:
         """Add a gradient over the whole layout to the coming step."""
@@ -114,6 +106,7 @@ def server_state(config: Config, workers: int, origin: Path | None) -> ServerSta
         members=group_count(parallel, workers),
         group_size=parallel.group_size,
         mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
+        inner=InnerShape.of(config),
     )
     server = ServerState(state, Layout.of(model, config.optimizer), shape)
     if origin is not None:
@@ -121,7 +114,8 @@ def server_state(config: Config, workers: int, origin: Path | None) -> ServerSta
     return server
 
 
-def _beginning(server: ServerState) -> ShardState:
+def beginning(server: ServerState) -> ShardState:
+    """Return what shards begin from, over the whole layout."""
     vectors, layout = server.vectors, server.layout
     area = Area(
         layout.vector(),

@@ -30,8 +30,9 @@ BEGINNING = Position(0, 0)
 class Deck:
     """The order of samples that leases are cut from: ``batch`` samples make an update of ``parts`` leases.
 
-    ``in_step``: no lease of an epoch is dealt before the last of the epoch before is trained, and none at all
-    before what an earlier run left unfinished.
+    ``in_step``: updates take the samples that synchronous training's would. No lease of an epoch is dealt
+    before the last of the epoch before is trained, and none at all before what an earlier run left
+    unfinished; whoever has a lease in hand is dealt none of the same update.
     """
 
     size: int
@@ -58,19 +59,28 @@ class Dealer:
         self.position = position
         self.trained = trained
         self._number = self._last_unfinished = 0
+        # Which update each lease was cut for.
+        self._updates: dict[int, int] = {}
         self._queue: deque[Lease] = deque()
         self._out: dict[int, tuple[int, Lease]] = {}
         self._refill(unfinished)
 
     def deal(self, member: int) -> Lease | None:
         """Give ``member`` the next lease; None when there is none now."""
-        if not self._queue:
+        lease = self._next_for(member)
+        if lease is None:
             self._draw()
-        if not self._queue:
-            return None
-        lease = self._queue.popleft()
-        self._out[lease.number] = (member, lease)
+            lease = self._next_for(member)
+        if lease is not None:
+            self._queue.remove(lease)
+            self._out[lease.number] = (member, lease)
         return lease
+
+    def _next_for(self, member: int) -> Lease | None:
+        if not self.deck.in_step:
+            return self._queue[0] if self._queue else None
+        held = {self._updates[lease.number] for lease in self.held_by(member)}
+        return next((lease for lease in self._queue if self._updates[lease.number] not in held), None)
 
     def held_by(self, member: int) -> list[Lease]:
         return [lease for holder, lease in self._out.values() if holder == member]
@@ -99,6 +109,7 @@ class Dealer:
     def finish(self, number: int) -> Lease:
         """Take note that an update holds the lease's gradient."""
         _, lease = self._out.pop(number)
+        del self._updates[number]
         self.trained += lease.count
         return lease
 
@@ -133,8 +144,8 @@ class Dealer:
 
     def restart(self, position: Position, unfinished: Iterable[Run], trained: int) -> None:
         """Begin again from an earlier position. Leases are withdrawn, and their numbers never used again."""
-        self._queue.clear()
-        self._out.clear()
+        for known in (self._queue, self._out, self._updates):
+            known.clear()
         self.position, self.trained = position, trained
         self._refill(unfinished)
 
@@ -173,9 +184,11 @@ class Dealer:
 
     def _cut(self, runs: Sequence[Run]) -> None:
         """Queue an update's samples, in as many near-equal leases as it takes gradients."""
+        update = self._number
         for part in split(samples_in(runs), self.deck.parts):
             for piece in section(runs, part):
                 self._number += 1
+                self._updates[self._number] = update
                 self._queue.append(Lease(self._number, piece.epoch, piece.offset, piece.count))
 
 

@@ -70,6 +70,9 @@ class Push:
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory_mb: float = 0.0
     gradient_norm: float | None = None
+    # With local steps: where the member's own state lies, and the numbers that belong to it.
+    deposit: int | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,17 @@ def after_failure(attempts: Sequence[Attempt], limits: Limits) -> Restart | Stop
     return Restart(min(limits.max_backoff_s, limits.backoff_s * 2.0 ** min(in_vain, 64)))
 
 
+def fail_alike(last: Sequence[Failure | None]) -> bool:
+    """Say whether several workers, and all there are, failed ``last`` by one error in one step.
+
+    It is then the program that fails, and nobody who takes their place can mend that.
+    """
+    failures = [failure for failure in last if failure is not None]
+    return len(last) > 1 and len(failures) == len(last) and all(
+        failure.step == failures[0].step and _same_error(failure, failures[0]) for failure in failures
+    )
+
+
 def _same(one: Attempt, other: Attempt) -> bool:
     first, second = one.failure, other.failure
     # An error that all workers make is reported by whichever comes first; a kill strikes one of them.

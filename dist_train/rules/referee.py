@@ -153,8 +153,7 @@ class Referee:
 
     def applied(self, version: Version) -> list[Action]:
         """Take note that every shard has published ``version``."""
-        if version.era == self.admission.version.era:
-            self.published = max(self.published, version)
+        self.published = max(self.published, version)
         return self._go_on()
 
     def held(self, step: int) -> list[Action]:

@@ -1,4 +1,4 @@
-"""The coordinator of a parameter server: messages in, the referee's decisions out. One event loop, no waiting.
+"""The coordinator of a parameter server: messages in, the referee's decisions out; nothing waits.
 
 The referee (rules/referee.py) decides; what the shards are to do is in pump.py, what is held and saved in
 holdings.py, what is written down in server_run.py.
@@ -83,7 +83,8 @@ class Coordinator:
         if not self._blueprints:
             self._blueprints = self._run.prepare()
             server = self._run.holdings.server
-            self._memories = Memories(server.layout.size, server.statistics_size)
+            sizes = server.layout.size, server.statistics_size, server.kept_vectors
+            self._memories = Memories(*sizes)
             self._pump = Pump(self._run, self._memories, self._do, self._want)
         return len(self._blueprints)
 
@@ -105,7 +106,8 @@ class Coordinator:
         """Get to know a member's process, and have the shards open its memory."""
         self._run.meet(hello)
         await self._pump.attach(self._memories.meet(hello))
-        return self._run.welcome(hello.member)
+        scalars = self._memories.hand_over(hello, self._run.holdings.server.inner.get(hello.member))
+        return replace(self._run.welcome(hello.member), scalars=scalars)
 
     async def join(self, member: int, incarnation: int, ahead: int) -> Reply:
         """Take a member's process into the run; answered when there is something to do for it."""
@@ -138,7 +140,8 @@ class Coordinator:
             try:
                 if parcel is not None:
                     # What is lost on its way was never there; the loop meanwhile goes on.
-                    await asyncio.to_thread(self._memories.receive, push, parcel)
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(None, self._memories.receive, push, parcel)
             except TrainingError as error:
                 self._answers.decline(key, error)
                 raise
@@ -173,6 +176,15 @@ class Coordinator:
     # -- decisions -------------------------------------------------------------------------------------
 
     def _do(self, actions: list[Action]) -> None:
+        try:
+            self._obey(actions)
+        except Exception as error:
+            # What is decided and not done cannot be made good.
+            log.exception("the coordinator failed")
+            self._end(FAILED, f"the coordinator failed: {type(error).__name__}: {error}")
+            raise
+
+    def _obey(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Take():
@@ -274,7 +286,7 @@ class Coordinator:
         newest = run.holdings.newest()
         assert newest is not None
         area, kept = newest
-        run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars))
+        run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars, inner=kept.inner))
         await asyncio.to_thread(run.finish, area, status)
         self._end(DONE if status == "done" else INTERRUPTED, None)
 

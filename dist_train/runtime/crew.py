@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dist_train.errors import DONE, FAILED
+from dist_train.layout import LOGS
+from dist_train.rules.recovery import Failure
 from dist_train.runtime import run_dir as directories
 from dist_train.runtime.letters import Assignment, Copy, Ended, Order
-from dist_train.runtime.ray_cluster import Actor, Cluster, Reservation
-from dist_train.runtime.remote import ActorGone, Unreachable
+from dist_train.runtime.ray_cluster import Actor, Cluster, Reservation, kill_process
+from dist_train.runtime.remote import ActorGone, Process
 
 # Named, not imported: the conductor does without what they load.
 COORDINATOR = "dist_train.runtime.coordinator:Coordinator"
@@ -20,6 +23,8 @@ SHARD = "dist_train.runtime.shard_process:ShardProcess"
 MEMBER = "dist_train.runtime.member_process:MemberProcess"
 # The reservation's first bundle is the server's; then one for each worker.
 SERVER_BUNDLE = 0
+# After a worker of a group failed: what the others get to report theirs, before they are killed.
+LAST_WORDS_S = 1.0
 
 
 @dataclass
@@ -29,16 +34,25 @@ class Life:
     member: int
     incarnation: int
     actors: dict[int, Actor] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def kill(self) -> None:
+        for actor in self.actors.values():
+            actor.kill()
 
 
 @dataclass(frozen=True)
 class End:
-    """How a member's life ended, by the worker that ended first. ``reported``: it said so itself."""
+    """How a worker's life ended, and when; ``how`` is None when it could not say so itself."""
 
     rank: int
-    how: Ended
-    reported: bool
+    at: float
+    how: Ended | None
+
+    @property
+    def status(self) -> int:
+        return FAILED if self.how is None else self.how.status
 
 
 class Crew:
@@ -53,34 +67,50 @@ class Crew:
         self._environment = environment
         self._gpus = gpus
         self._group_size = order.config.parallel.group_size
-        self._lives: dict[int, Life] = {}
-        self._shards: dict[int, int] = {}
         self._serial = 0
+        self._coordinator_process: Process | None = None
+        self.lives: dict[int, Life] = {}
+        # By serial number: the shard, and its process.
+        self.shards: dict[int, tuple[int, Actor]] = {}
         self.members = order.workers // self._group_size
         self.prepared = False
         self.coordinator = self._start(COORDINATOR, (order,), SERVER_BUNDLE, "the coordinator")
 
     async def prepare(self) -> None:
         """Have the coordinator restore the state, and put the shards into service."""
-        shards: int = await self.coordinator.request("prepare")
+        self._coordinator_process = await self.coordinator.insist("where")
+        shards: int = await self.coordinator.insist("prepare")
         copies = self._order.config.parallel.server.copies
         built = [self._build_shard(number) for number in range(shards) for _ in range(copies)]
-        await self.coordinator.request("connect", await asyncio.gather(*built))
+        await self.coordinator.insist("connect", await asyncio.gather(*built))
         self.prepared = True
 
-    async def replace_shard(self, number: int) -> None:
+    async def replace_shard(self, number: int, serial: int) -> None:
         """Start another process for a shard, and have the coordinator take it into service."""
+        self._bury(serial)
         await self.coordinator.insist("admit_shard", await self._build_shard(number))
 
     async def _build_shard(self, number: int) -> Copy:
-        self._serial += 1
-        log_file = Path(self.log_of(0)).with_name(f"shard_{number:03d}.log")
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        arguments = (number, self._serial, self.coordinator, str(log_file))
-        actor = self._start(SHARD, arguments, SERVER_BUNDLE, f"shard {number}")
-        await actor.request("build")
-        self._shards[number] = self._serial
-        return Copy(number, self._serial, actor)
+        """Start a shard's process; another when it ends before it is ready."""
+        while True:
+            self._serial += 1
+            serial = self._serial
+            log_file = self._order.run_dir / LOGS / f"shard_{number:03d}.log"
+            arguments = (number, serial, self.coordinator, log_file)
+            actor = self._start(SHARD, arguments, SERVER_BUNDLE, f"shard {number}")
+            self.shards[serial] = (number, actor)
+            try:
+                await actor.insist("build")
+                return Copy(number, serial, actor)
+            except ActorGone:
+                self._bury(serial)
+                # If it ended because the coordinator has, this says so.
+                await self.coordinator.insist("where")
+
+    def _bury(self, serial: int) -> None:
+        """Let go of a shard's process, which may still be about to end."""
+        _, actor = self.shards.pop(serial)
+        actor.kill()
 
     def start_member(self, member: int, incarnation: int) -> Life:
         """Start the processes of a member; they do nothing before ``run_member``."""
@@ -100,73 +130,80 @@ class Crew:
             )
             name = f"worker {rank}"
             life.actors[rank] = self._start(MEMBER, (assignment,), 1 + rank, name, self._gpus)
-        self._lives[member] = life
+        self.lives[member] = life
         return life
 
-    async def run_member(self, life: Life) -> End:
-        """Run a member's workers to the end of the first that fails, or of all; none of them lives on."""
-        try:
-            return await self._run(life)
-        finally:
-            life.over.set()
-            for actor in life.actors.values():
-                actor.kill()
+    async def run_member(self, life: Life) -> list[End]:
+        """Run a member's workers to their end, and return those that failed; none of them lives on.
 
-    async def _run(self, life: Life) -> End:
-        meeting: Any = None
-        first = next(iter(life.actors))
-        if self._group_size > 1:
-            try:
-                meeting = await life.actors[first].insist("meeting_point")
-            except ActorGone:
-                return End(first, Ended(FAILED), reported=False)
-        runs = {
-            asyncio.ensure_future(self._run_one(rank, actor, meeting)) for rank, actor in life.actors.items()
-        }
-        while runs:
-            done, runs = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
-            failed = [end for end in (task.result() for task in done) if end.how.status != DONE]
-            if failed:
+        When one fails, the others get a moment to fail as well: they say more than that it is gone.
+        """
+        try:
+            meeting = await self._meeting(life)
+            runs = {
+                asyncio.ensure_future(_run_one(rank, actor, meeting)) for rank, actor in life.actors.items()
+            }
+            while runs:
+                done, runs = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+                if all(task.result().status == DONE for task in done):
+                    continue
+                if runs:
+                    late, runs = await asyncio.wait(runs, timeout=LAST_WORDS_S)
+                    done |= late
                 for task in runs:
                     task.cancel()
-                # What a worker reports says more than that its peer is gone.
-                return max(failed, key=lambda end: end.reported)
-        return End(first, Ended(DONE), reported=True)
+                return [end for end in (task.result() for task in done) if end.status != DONE]
+            return []
+        finally:
+            life.over.set()
+            life.kill()
 
-    async def _run_one(self, rank: int, actor: Actor, meeting: Any) -> End:
-        try:
-            ended: Ended = await actor.insist("run", meeting)
-        except ActorGone:
-            return End(rank, Ended(FAILED, kind="SIGKILL", error="its process is gone"), reported=False)
-        return End(rank, ended, reported=True)
+    async def _meeting(self, life: Life) -> tuple[str, int] | None:
+        """Have a group's first worker open the port at which all of them meet."""
+        if self._group_size == 1:
+            return None
+        first = next(iter(life.actors.values()))
+        with suppress(ActorGone):
+            meeting: tuple[str, int] = await first.insist("meeting_point")
+            return meeting
+        return None
 
-    def is_running(self, kind: str, number: int, incarnation: int) -> bool:
-        """Say whether a pulse is that of a process in service."""
-        if kind == "shard":
-            return self._shards.get(number) == incarnation
-        life = self._lives.get(number // self._group_size)
-        return life is not None and life.incarnation == incarnation and not life.over.is_set()
-
-    def kill_member(self, member: int) -> None:
-        for actor in self._lives[member].actors.values():
-            actor.kill()
-
-    def kill_all(self) -> None:
+    async def kill_all(self) -> None:
         """End every process of this attempt."""
-        for life in self._lives.values():
-            for actor in life.actors.values():
-                actor.kill()
+        for life in self.lives.values():
+            life.kill()
+        for _, actor in self.shards.values():
+            actor.kill()
         self.coordinator.kill()
+        if self._coordinator_process is not None:
+            # One that is stopped would hear of it only when it goes on.
+            process = self._coordinator_process
+            await asyncio.to_thread(kill_process, process, signal.SIGKILL)
 
     async def wait_for_members(self, seconds: float) -> None:
         """Give the members a moment to end by themselves."""
-        waits = [life.over.wait() for life in self._lives.values()]
-        with suppress(TimeoutError, Unreachable):
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*waits)
+                await asyncio.gather(*(life.over.wait() for life in self.lives.values()))
 
     def log_of(self, rank: int) -> str:
         return str(directories.log_file(self._order.run_dir, rank))
 
     def _start(self, cls: str, arguments: tuple[Any, ...], bundle: int, name: str, gpus: int = 0) -> Actor:
         return self._cluster.start(cls, arguments, self._reservation, bundle, name, self._environment, gpus)
+
+
+async def _run_one(rank: int, actor: Actor, meeting: Any) -> End:
+    try:
+        ended: Ended = await actor.insist("run", meeting)
+    except ActorGone:
+        return End(rank, time.monotonic(), None)
+    return End(rank, time.monotonic(), ended)
+
+
+def failure_of(end: End, step: int, phase: str) -> Failure:
+    """Describe a failure; ``step`` and ``phase`` are where the worker was last seen, if it cannot say."""
+    how = end.how
+    if how is None:
+        return Failure(end.rank, step, phase, "SIGKILL", "its process is gone", end.at, killed=True)
+    return Failure(end.rank, how.step, how.phase, how.kind, how.error, end.at)

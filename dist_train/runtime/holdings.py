@@ -1,9 +1,9 @@
-"""What the coordinator holds: the replica's state, the memory that shards begin from and return to, checkpoints."""
+"""What the coordinator holds: the state, the memory that shards begin from and return to, checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dist_train import optimizers, tasks
 from dist_train.config import Config
 from dist_train.core.flat import Layout
+from dist_train.core.inner_state import InnerShape
 from dist_train.core.keeper import Keeper
 from dist_train.core.seeds import seed_all
 from dist_train.core.server_state import ServerState, Shape
@@ -21,6 +22,7 @@ from dist_train.core.shard import parts
 from dist_train.core.state import Counted, State
 from dist_train.core.weights import write_weights
 from dist_train.exchange.areas import areas, held, held_bytes
+from dist_train.exchange.deposits import Deposit
 from dist_train.exchange.segments import Segment
 from dist_train.optimizers.outer import server_optimizer
 from dist_train.plan import group_count
@@ -39,6 +41,8 @@ class Kept:
     scalars: dict[str, float]
     ledger: dict[str, Any]
     counts: dict[str, Any]
+    # What members with local steps kept for themselves.
+    inner: dict[int, Deposit] = field(default_factory=dict)
 
 
 class Holdings:
@@ -58,6 +62,7 @@ class Holdings:
             members=group_count(parallel, workers),
             group_size=parallel.group_size,
             mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
+            inner=InnerShape.of(config),
         )
         self.server = ServerState(state, layout, shape)
         if origin is not None:
@@ -139,6 +144,7 @@ class Holdings:
         """Take an area's content as the state that checkpoints and weights are written from."""
         kept = self._kept[area]
         assert kept is not None
+        self.server.inner |= kept.inner
         self.server.take(self._areas[area], kept.scalars)
         start = kept.start
         self.server.state.counted = replace(

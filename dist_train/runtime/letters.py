@@ -1,4 +1,4 @@
-"""What the processes of a server run send each other beside gradients: who is there, how it goes, what is wanted."""
+"""What the processes of a server run tell each other beside gradients: who is there, how it goes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a worker's process ended: its exit status and, if it failed, where, and the error's kind and words."""
+    """How a worker ended: its exit status and, if it failed, where, and the error's kind and words."""
 
     status: int
     step: int = 0

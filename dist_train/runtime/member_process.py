@@ -14,6 +14,7 @@ from dist_train.runtime import run_dir as directories
 from dist_train.runtime.heart import Heart, redirect_output
 from dist_train.runtime.letters import Assignment, Ended
 from dist_train.runtime.place import Place
+from dist_train.runtime.ray_cluster import node_address
 from dist_train.watch.logs import worker_logs
 
 if TYPE_CHECKING:
@@ -29,21 +30,24 @@ class MemberProcess:
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
         self._listener: socket.socket | None = None
-        log_file = directories.log_file(assignment.run_dir, assignment.rank)
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        redirect_output(str(log_file))
+        self._running: asyncio.Future[Ended] | None = None
+        redirect_output(directories.log_file(assignment.run_dir, assignment.rank))
         children.dump_stacks_on_request()
         name = ("worker", assignment.rank, assignment.incarnation)
         self._heart = Heart(assignment.coordinator, *name)
 
-    def meeting_point(self, address: str) -> tuple[str, int]:
-        """Open the port at which the workers of the group meet, on this process's own network address."""
-        self._listener = socket.create_server((address, 0), backlog=1024)
+    def meeting_point(self) -> tuple[str, int]:
+        """Open the port at which the workers of the group meet, on this node's own network address."""
+        address = node_address()
+        if self._listener is None:
+            self._listener = socket.create_server((address, 0), backlog=1024)
         return address, self._listener.getsockname()[1]
 
     async def run(self, meeting: tuple[str, int] | None) -> Ended:
-        """Train until the server says stop, or something fails."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._work, meeting)
+        """Train until the server says stop, or something fails; once, however often it is asked for."""
+        if self._running is None:
+            self._running = asyncio.get_running_loop().run_in_executor(None, self._work, meeting)
+        return await asyncio.shield(self._running)
 
     def _work(self, meeting: tuple[str, int] | None) -> Ended:
         assignment = self._assignment
@@ -78,15 +82,17 @@ class MemberProcess:
         serve(assignment.config, connection, assignment.workers, open_server, turn)
 
     def _open_server(self, connection: Connection, size: int, statistics: int) -> Server:
+        from dist_train.core.inner_state import kept_vectors
         from dist_train.exchange.segments import Address, Segment
         from dist_train.exchange.server import MemberMemory
         from dist_train.runtime.remote_server import RemoteServer
 
         assignment, config = self._assignment, self._assignment.config
+        sizes = size, statistics, kept_vectors(config)
         made: list[Segment] = []
 
         def make() -> dict[str, int]:
-            made.append(Segment.create(MemberMemory.bytes(size, statistics)))
+            made.append(Segment.create(MemberMemory.bytes(*sizes)))
             return dict(vars(made[0].address))
 
         address = connection.from_rank_0("gradient memory", make)
@@ -97,7 +103,7 @@ class MemberProcess:
             assignment.coordinator,
             assignment.member,
             assignment.incarnation,
-            MemberMemory(segment, size, statistics),
+            MemberMemory(segment, *sizes),
             self._heart.phase,
             config.parallel.damping.kind == "delay_compensated",
             config.parallel.timeout_s,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_train.exchange.deposits import Deposit, Deposits
 from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory
 from dist_train.rules.messages import Push
@@ -32,19 +34,28 @@ class Parcel:
 class Memories:
     """Held by the coordinator, so that what a member handed in stays to be had when its process is gone."""
 
-    def __init__(self, size: int, statistics: int) -> None:
+    def __init__(self, size: int, statistics: int, kept: int) -> None:
         self._size = size
         self._statistics = statistics
+        self._kept = kept
+        self.deposits = Deposits()
         self._held: dict[Process, MemberMemory] = {}
 
     def meet(self, hello: Hello) -> Attach:
         """Open a member's memory, or make room for what it will send; say how shards open it."""
         who = hello.member, hello.incarnation
         if who not in self._held:
-            size = MemberMemory.bytes(self._size, self._statistics)
-            segment = Segment.create(size) if hello.memory is None else Segment.open(hello.memory)
-            self._held[who] = MemberMemory(segment, self._size, self._statistics)
+            sizes = self._size, self._statistics
+            if hello.memory is None:
+                # What members on other nodes keep for themselves stays there: their successors begin anew.
+                self._held[who] = MemberMemory(Segment.create(MemberMemory.bytes(*sizes)), *sizes)
+            else:
+                self._held[who] = MemberMemory(Segment.open(hello.memory), *sizes, self._kept)
         return self._attach(who)
+
+    def hand_over(self, hello: Hello, saved: Deposit | None) -> Mapping[str, float] | None:
+        """Give a process what its predecessor kept for itself, or else the checkpoint; return its scalars."""
+        return self.deposits.hand_over(hello.member, self._held[hello.member, hello.incarnation], saved)
 
     def receive(self, push: Push, parcel: Parcel) -> None:
         """Put what came from another node where shards look for it; Unreachable if it is lost on the way."""
@@ -61,8 +72,10 @@ class Memories:
     def knows(self, push: Push) -> bool:
         return (push.member, push.incarnation) in self._held
 
-    def taken(self, push: Push) -> None:
-        """Let go of the memory of those whose place the sender of ``push`` has taken."""
+    def settled(self, push: Push) -> None:
+        """Take note that a gradient is in; let go of the memory of those whose place its sender has taken."""
+        if self.knows(push):
+            self.deposits.settled(push, self._of(push))
         for member, incarnation in list(self._held):
             if member == push.member and incarnation < push.incarnation:
                 del self._held[member, incarnation]

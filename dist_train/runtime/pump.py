@@ -38,6 +38,10 @@ class Entry:
     kept: Kept | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def belongs_to_a_timeline(self) -> bool:
+        return self.kept is not None or not all(isinstance(each, Attach) for each in self.commands)
+
 
 class Pump:
     """``react`` obeys what the referee decides on a report, ``ask`` has the conductor start a process."""
@@ -166,18 +170,28 @@ class Pump:
             area = holdings.next_area()
             commands.append(Snapshot(area))
         done = await self._fleet.obey(commands)
+        for push in self._settled(entry):
+            self._memories.settled(push)
         if area is not None and entry.kept is not None:
-            holdings.keep(area, replace(entry.kept, scalars=done[0].scalars))
+            inner = self._memories.deposits.copies()
+            holdings.keep(area, replace(entry.kept, scalars=done[0].scalars, inner=inner))
         if self._fleet.gone:
             await self._mourn()
         if area is not None and joins:
             await self._bring_up(entry, Load(area, 0, 0, done[0].scalars))
         await self._follow_up(entry, done, area)
 
+    def _settled(self, entry: Entry) -> list[Push]:
+        """Return the gradients that are in for good: of an update or, where no member waits for it, taken."""
+        if not (entry.takes or entry.step):
+            return []
+        if not self._run.referee.terms.rule.read_own:
+            return entry.takes
+        return [] if entry.step is None else [each.push for each in entry.step.contributions]
+
     async def _follow_up(self, entry: Entry, done: list[Done], area: int | None) -> None:
         run, milestone = self._run, entry.milestone
         for push in entry.takes:
-            self._memories.taken(push)
             self._react(run.referee.taken(push))
         if milestone is not None and milestone.hold:
             run.hold(milestone)
@@ -225,18 +239,24 @@ class Pump:
     async def _recover(self, loss: ShardLost) -> None:
         """Have all shards go back to the newest snapshot, once those that are lost have successors."""
         run = self._run
-        given_up, self._entry = [*self._queue], Entry()
-        self._queue.clear()
         while not run.referee.stopped and not await self._go_back():
             pass
         newest = run.holdings.newest()
         assert newest is not None
         _, kept = newest
+        self._give_up_queue()
         run.rolled_back(loss.number, kept)
         self._react(run.referee.roll_back(kept.start))
-        for entry in given_up:
-            # The memory of every member is attached anew.
-            entry.over.set()
+
+    def _give_up_queue(self) -> None:
+        """Forget what was decided on the lost timeline, until this very moment; members still come."""
+        queued = [*self._queue]
+        self._queue.clear()
+        for entry in queued:
+            if entry.belongs_to_a_timeline:
+                entry.over.set()
+            else:
+                self._queue.append(entry)
 
     async def _go_back(self) -> bool:
         """Wait for the successors, then load the snapshot; False if that has to be begun again."""
@@ -263,7 +283,7 @@ class Pump:
         self._ask(Want("shard", copy.shard, copy.serial, "its process is gone"))
 
     async def _find_sources(self) -> None:
-        """Note where the parameters are to be read; a shard that cannot be asked is missed at the next entry."""
+        """Note where the parameters are to be read; a shard that is gone is missed at the next entry."""
         first = [row[0] for row in self._fleet.copies]
         with suppress(ActorGone):
             places = [await copy.actor.insist("where") for copy in first]

@@ -177,6 +177,11 @@ def node_id() -> str:
     return str(_ray().get_runtime_context().get_node_id())
 
 
+def node_address() -> str:
+    """Return the network address at which other nodes reach the node that this process is on."""
+    return str(_ray().util.get_node_ip_address())
+
+
 def this_process() -> Process:
     """Describe this process for ``kill_process``."""
     return process_of(os.getpid(), node_id())

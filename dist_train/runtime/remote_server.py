@@ -124,10 +124,10 @@ class RemoteServer:
         while time.monotonic() < deadline:
             edition = self._fetch(0, None, parts[0])
             rest = range(1, len(parts))
-            if edition is not None and edition >= at_least:
-                if all(self._fetch(shard, edition, parts[shard]) is not None for shard in rest):
-                    return Version(*edition)
-            time.sleep(RETRY_S)
+            if edition is None or edition < at_least:
+                time.sleep(RETRY_S)
+            elif all(self._fetch(shard, edition, parts[shard]) is not None for shard in rest):
+                return Version(*edition)
         raise NotPublished(f"version {at_least.version} (era {at_least.era}) has not come")
 
     def _fetch(self, shard: int, edition: Edition | None, into: Tensor) -> Edition | None:

@@ -1,20 +1,23 @@
-"""From a configuration to a running parameter server: Ray started or joined, resources reserved, attempts made."""
+"""From a configuration to a running parameter server: Ray started or joined, resources reserved."""
 
 from __future__ import annotations
 
-import asyncio
+import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dist_train.config import Config
-from dist_train.errors import FAILED
+from dist_train.errors import FAILED, INTERRUPTED
+from dist_train.layout import LOGS
 from dist_train.rules import recovery
 from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.conductor import Conductor
 from dist_train.runtime.crew import Crew
+from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c
 from dist_train.runtime.launcher import available_cpus
 from dist_train.runtime.letters import Order
 from dist_train.runtime.opening import newest_step
@@ -35,15 +38,23 @@ def launch_server(
     When the coordinator is lost, everything begins again from the newest checkpoint.
     """
     gpus = _gpus(config, variables)
-    with ExitStack() as held:
-        reaper = held.enter_context(Reaper.start())
-        set_variables(reaper.variables)
-        cluster = held.enter_context(_cluster(config, reaper.home, gpus))
-        workers = int(config.parallel.workers)
-        bundles: list[dict[str, float]] = [{"CPU": 1}]
-        share: dict[str, float] = {"CPU": config.parallel.cluster.worker_cpus, **({"GPU": 1} if gpus else {})}
-        reservation = cluster.reserve([*bundles, *[share] * workers], config.parallel.cluster.wait_s, say)
-        return _attempts(config, run_dir, resume, (cluster, reservation), gpus, say, on_event)
+    workers = int(config.parallel.workers)
+    try:
+        with ExitStack() as held:
+            held.enter_context(sigterm_as_ctrl_c())
+            reaper = held.enter_context(Reaper.start())
+            set_variables(reaper.variables)
+            cluster = held.enter_context(_cluster(config, reaper.home, gpus))
+            share: dict[str, float] = {
+                "CPU": config.parallel.cluster.worker_cpus,
+                **({"GPU": 1} if gpus else {}),
+            }
+            bundles: list[dict[str, float]] = [{"CPU": 1}, *[share] * workers]
+            reservation = cluster.reserve(bundles, config.parallel.cluster.wait_s, say)
+            return _attempts(config, run_dir, resume, (cluster, reservation), gpus, say, on_event)
+    except KeyboardInterrupt:
+        say("interrupted while no worker was running")
+        return INTERRUPTED
 
 
 def _attempts(
@@ -60,47 +71,51 @@ def _attempts(
     attempts: list[Attempt] = []
     while True:
         started_from = newest_step(run_dir)
-        again = bool(attempts)
+        number = len(attempts)
         order = Order(
             config=config,
             run_dir=run_dir.absolute(),
-            resume="auto" if again and resume == "none" else resume,
-            attempt=len(attempts),
+            resume="auto" if number and resume == "none" else resume,
+            attempt=number,
             workers=int(config.parallel.workers),
             started_by="launcher" if config.parallel.cluster.address is None else "ray",
             device="GPU" if gpus else "CPU",
         )
-        ended = asyncio.run(_attempt(order, where, gpus, say))
+        attempt = Interruptible[int | Failure]()
+        ended = attempt.run(_attempt(order, where, gpus, say, attempt))
         if not isinstance(ended, Failure):
             return ended
-        say(ended.error)
-        on_event(
-            {
-                "event": "failure",
-                "attempt": len(attempts),
-                "rank": ended.rank,
-                "step": ended.step,
-                "error": ended.error,
-            }
-        )
+        step = newest_step(run_dir)
+        say(f"{ended.error}; log: {run_dir / LOGS / 'coordinator.log'}")
+        what = {"event": "failure", "attempt": number, "rank": ended.rank, "step": ended.step}
+        on_event({**what, "error": ended.error})
         attempts.append(Attempt(started_from, ended))
         decision = after_failure(attempts, limits)
         if isinstance(decision, Stop):
             say(decision.reason)
             on_event({"event": "gave_up", "reason": decision.reason})
             return FAILED
-        step = newest_step(run_dir)
-        on_event({"event": "restart", "attempt": len(attempts), "reason": ended.error, "from_step": step})
-        say(f"beginning again from step {step} (attempt {len(attempts) + 1})")
+        on_event({"event": "restart", "attempt": number + 1, "reason": ended.error, "from_step": step})
+        say(f"restarting from step {step} in {decision.delay_s:.1f} s (attempt {number + 2})")
+        with sigterm_as_ctrl_c():
+            time.sleep(decision.delay_s)
 
 
-async def _attempt(order: Order, where: tuple[Cluster, Reservation], gpus: int, say: Say) -> int | Failure:
+async def _attempt(
+    order: Order,
+    where: tuple[Cluster, Reservation],
+    gpus: int,
+    say: Say,
+    attempt: Interruptible[int | Failure],
+) -> int | Failure:
     cluster, reservation = where
     crew = Crew(cluster, reservation, order, _environment(order, reservation), 1 if gpus else 0)
+    conductor = Conductor(order, crew, say)
+    attempt.interrupted_by(lambda: conductor.stop(signal.SIGINT))
     try:
-        return await Conductor(order, crew, say).run()
+        return await conductor.run()
     finally:
-        crew.kill_all()
+        await crew.kill_all()
 
 
 def _cluster(config: Config, home: Path, gpus: int) -> Cluster:

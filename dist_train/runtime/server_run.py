@@ -1,4 +1,4 @@
-"""One run of a parameter server: its plan, its referee, its records, its checkpoints; all but the messages."""
+"""One run of a parameter server: plan, referee, records and checkpoints; all but the messages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ServerRun:
         return self.holdings.begin(start, counts.get("ledger", {}), counts.get("tally", {}))
 
     def meet(self, hello: Hello) -> None:
-        """Know the size of the data from the first member; refuse one that sees other data or another model."""
+        """Know the data's size from the first member; refuse one that sees other data or another model."""
         if self._first is None:
             self._first = hello
             self._open(hello)
@@ -94,7 +94,8 @@ class ServerRun:
             if own != first:
                 raise Mismatch(
                     f"worker {hello.member} ({hello.process.host}) has {own} {what}, worker "
-                    f"{self._first.member} ({self._first.process.host}) has {first}: give all the same data and code"
+                    f"{self._first.member} ({self._first.process.host}) has {first}: give all the same data "
+                    "and code"
                 )
 
     def _open(self, hello: Hello) -> None:

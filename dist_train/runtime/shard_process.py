@@ -61,7 +61,7 @@ class ShardProcess:
         children.dump_stacks_on_request()
         self._number = number
         self._coordinator = coordinator
-        self._heart = Heart(coordinator, "shard", number, serial)
+        self._heart = Heart(coordinator, "shard", serial, 0)
         self._last = Done(0, {})
         self._members: dict[tuple[int, int], MemberMemory] = {}
         self._built: asyncio.Future[None] | None = None

@@ -48,6 +48,7 @@ def run_request(request: Request) -> int:
     source = request.config
     config = load_config(source if isinstance(source, Path) else dict(source), request.overrides)
     if place is not None:
+        refuse_other_launcher(config, place.started_by)
         from dist_train.runtime.worker_process import be_worker
 
         return be_worker(with_workers(config, place.workers), place, request.run_dir, request.resume)

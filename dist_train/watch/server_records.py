@@ -22,6 +22,7 @@ WHY_RETURNED = {
     "dropped": "came too late",
     "refused": "holds NaN or infinity",
     "ended": "its worker is gone",
+    "void": "its lease was withdrawn, or training is over",
 }
 
 
@@ -49,12 +50,15 @@ class ServerRecords:
         self._event = event
         self._clock = clock
         self._work: dict[int, Work] = {}
+        self._gradients: dict[Key, dict[str, Any]] = {}
         self._waits: dict[Key, _Wait] = {}
         self._deciding: list[tuple[Version, list[Key]]] = []
 
     def pushed(self, push: Push) -> None:
         self.reporter.pushed(push)
         self._waits[key_of(push)] = _Wait(self._clock())
+        if (work := self._work.get(push.lease)) is not None:
+            self._gradients[key_of(push)] = _gradient(push, work)
 
     def decided(self, step: Step) -> None:
         """Write an update down, with the gradients in it in their order."""
@@ -100,7 +104,7 @@ class ServerRecords:
             "reason": WHY_RETURNED.get(lease.outcome, lease.outcome),
         }
         if push is not None:
-            event |= {"read": list(push.version), "sequence": push.sequence, "loss": push.loss}
+            event |= self._gradients.get(key_of(push), {})
         if lease.outcome == "refused":
             event["warning"] = (
                 f"worker {lease.member}: its gradient holds NaN or infinity and was refused; "
@@ -109,10 +113,17 @@ class ServerRecords:
         self._event(event)
 
     def answered(self, answer: Answer) -> None:
-        """Account for a member's wait, by cause."""
+        """Account for a member's wait, by cause; a gradient that will be in no update is written down."""
         for work in answer.reply.work:
             self._work[work.lease.number] = work
-        wait = self._waits.pop((answer.member, answer.incarnation, answer.sequence), None)
+        key = answer.member, answer.incarnation, answer.sequence
+        gradient = self._gradients.pop(key, None)
+        if gradient is not None and answer.reply.outcome == "void":
+            era, step = answer.reply.version
+            self._event(
+                {"event": "void", "step": step, "era": era, "reason": WHY_RETURNED["void"]} | gradient
+            )
+        wait = self._waits.pop(key, None)
         if wait is None:
             return
         now, reporter, member = self._clock(), self.reporter, answer.member
@@ -129,7 +140,7 @@ class ServerRecords:
         """Write down a return to an earlier version: its ledger is the true one again."""
         self.ledger = ledger
         self.reporter.rolled_back(lost)
-        self._work.clear()
+        # Leases are withdrawn, but members may still push gradients of them.
         self._waits.clear()
         self._deciding.clear()
         self._event(event)

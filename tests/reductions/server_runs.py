@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import runs
 import torch
 import toys
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import HashStore
 
+from dist_train import tasks
 from dist_train.config.schema import Config
 from dist_train.core.checkpoint import Facts
 from dist_train.core.commit import Committer, Draft
@@ -48,13 +50,31 @@ class Single(toys.Plain):
 
 
 def config_of(**sections: Any) -> Config:
-    """Make a configuration of a server mode: ``Single``, 4 updates, validated at the end, and what is given."""
+    """Make a configuration of a server mode: ``Single``, 4 updates, validated at the end, or as given."""
     tree: dict[str, Any] = {
         "task": f"{THIS}:Single",
         "train": {"steps": 4, "batch_size": 4},
         "validation": {"every_steps": NEVER},
     }
     return runs.config_of(**tree | sections)
+
+
+@contextmanager
+def running() -> Iterator[Callable[..., Run]]:
+    """Give what makes runs, one member if not told otherwise, and end them all."""
+    made: list[Run] = []
+
+    def make(parallel: Mapping[str, Any], steps: int = 4, origin: Path | None = None, **sections: Any) -> Run:
+        train = {"steps": steps, "batch_size": 4} | sections.pop("train", {})
+        config = config_of(parallel={"workers": 1} | parallel, train=train, **sections)
+        made.append(Run(config, origin))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            each.close()
 
 
 @dataclass
@@ -64,7 +84,6 @@ class Run:
     config: Config
     origin: Path | None = None
     snapshots: list[tuple[Start, ShardState]] = field(default_factory=list)
-    models: dict[tuple[int, int], nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert isinstance(self.config.parallel.workers, int)
@@ -89,8 +108,6 @@ class Run:
 
     @property
     def task(self) -> Task:
-        from dist_train import tasks
-
         return tasks.make(self.config)
 
     # -- the shards ------------------------------------------------------------------------------------
@@ -191,6 +208,7 @@ class Run:
     def take(self) -> None:
         """Have the server's state take what the shards hold now, and the counts that belong to it."""
         scalars = self.export(self._area)
+        self.server.inner |= self.twin.deposits.copies()
         self.server.take(self._area, scalars)
         referee, counted = self.twin.referee, self.server.state.counted
         counted.updates, counted.samples = referee.admission.version.number, referee.samples
@@ -202,9 +220,8 @@ class Run:
         """Return what would be delivered now."""
         self.take()
         self.server.deliver()
-        return {
-            name: tensor.detach().clone() for name, tensor in self.server.state.model.state_dict().items()
-        }
+        delivered = self.server.state.model.state_dict()
+        return {name: tensor.clone() for name, tensor in delivered.items()}
 
     def save(self, run_dir: Path) -> Path:
         """Write a checkpoint, as the coordinator does."""
@@ -216,7 +233,3 @@ class Run:
         outcome = committer.commit(Draft(1, state.counted.updates, facts, self.server.parts()))
         assert outcome.path is not None, outcome.reason
         return outcome.path
-
-
-def rows(order: Sequence[int], pieces: Sequence[range]) -> list[int]:
-    return [order[place] for piece in pieces for place in piece]

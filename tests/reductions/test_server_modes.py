@@ -23,11 +23,17 @@ from dist_train.exchange.baton import in_step, one_by_one, seeded
 UPDATES = 11
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
 
+# One worker is never stale, whatever is done about it.
+OF_ONE_WORKER = {
+    "async": {"mode": "async"},
+    "bounded": {"mode": "bounded", "max_staleness": 3},
+    "backup": {"mode": "backup"},
+}
 # What makes all members compute every gradient of an update from the same parameters.
 SYNCHRONOUS = {
     "backup with none": {"mode": "backup", "backups": 0},
     "bound 0": {"mode": "bounded", "max_staleness": 0},
-    "softsync of all, in step": {"mode": "async", "aggregate": "all"},
+    "softsync of all, in step": {"mode": "async"},
 }
 
 
@@ -35,7 +41,7 @@ def sgd(momentum, nesterov=False):
     return partial(torch.optim.SGD, lr=0.1, momentum=momentum, nesterov=nesterov, fused=True)
 
 
-# Optimizers of torch (fused: the only ones whose bits the program can give), and the settings that stand for them.
+# Optimizers of torch, fused as the program's own, and the settings that stand for them.
 TORCH = {
     "sgd": (sgd(0.0), {"name": "sgd", "lr": 0.1, "momentum": 0.0}),
     "momentum": (sgd(0.9), {"name": "sgd", "lr": 0.1, "momentum": 0.9}),
@@ -50,26 +56,18 @@ TORCH = {
 
 @pytest.fixture
 def run():
-    """Make runs, and end them."""
-    made = []
-
-    def make(origin=None, steps=UPDATES, train=None, **sections):
-        train = {"steps": steps, "batch_size": 4} | (train or {})
-        parallel = {"workers": 1} | sections.pop("parallel")
-        if parallel.get("aggregate") == "all":
-            parallel["aggregate"] = parallel["workers"]
-        made.append(
-            server_runs.Run(server_runs.config_of(train=train, parallel=parallel, **sections), origin)
-        )
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+    with server_runs.running() as make:
+        yield lambda parallel, steps=UPDATES, **sections: make(parallel, steps, **sections)
 
 
 def batches(size, count=UPDATES, drop=False):
     return list(islice(by_hand.global_batches(hand.SEED, hand.SIZE, size, drop), count))
+
+
+def in_one_update(mode, workers):
+    """Return the settings of a synchronous mode of so many workers."""
+    whole = {"aggregate": workers} if mode == "softsync of all, in step" else {}
+    return SYNCHRONOUS[mode] | {"workers": workers} | whole
 
 
 def assert_equal(found, expected):
@@ -87,13 +85,13 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
 @pytest.mark.parametrize("name", TORCH)
-@pytest.mark.parametrize(
-    "mode", [{"mode": "async"}, {"mode": "bounded", "max_staleness": 3}, {"mode": "backup"}]
-)
+@pytest.mark.parametrize("mode", OF_ONE_WORKER)
 def test_one_worker_through_any_number_of_shards_is_plain_training(run, mode, name, shards):
     make, chosen = TORCH[name]
     found = run(
-        parallel=mode | {"server": {"shards": shards}}, optimizer=chosen | {"weight_decay": 0.02}, steps=15
+        parallel=OF_ONE_WORKER[mode] | {"server": {"shards": shards}},
+        optimizer=chosen | {"weight_decay": 0.02},
+        steps=15,
     ).go()
     assert_equal(found.weights(), hand.trained(make, batches(4, 15), decay=0.02))
     assert found.staleness == [0] * 15
@@ -144,7 +142,7 @@ def descended(update, batch, rate, decay=0.0, drop=False, updates=UPDATES):
 def test_members_in_step_are_one_worker_at_their_whole_batch(run, mode, name, workers, last_batch):
     update, chosen = by_hand.OPTIMIZERS[name]
     found = run(
-        parallel=SYNCHRONOUS[mode] | {"workers": workers, "server": {"shards": 2}},
+        parallel=in_one_update(mode, workers) | {"server": {"shards": 2}},
         train={"batch_size": 12 // workers, "last_batch": last_batch},
         optimizer=chosen | {"weight_decay": 0.02},
     ).go(in_step())

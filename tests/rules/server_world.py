@@ -273,8 +273,11 @@ class World:
         self.steps = [each for each in self.steps if each[0].version.number <= to.updates]
         self.due = [number for number in self.due if number <= to.updates]
         self.validated = [number for number in self.validated if number <= to.updates]
-        self.published = self.decided = Version(self.published.era + 1, to.updates)
+        lost, self.published = self.decided, Version(self.published.era + 1, to.updates)
+        self.decided = self.published
         self.obey(self.referee.roll_back(to))
+        self.repeats(lambda: self.referee.applied(lost))
+        self.repeats(lambda: self.referee.held(lost.number + 1))
 
     def stop(self) -> None:
         self._lose_what_is_inside()

@@ -383,6 +383,37 @@ class TestValidation:
         assert world.validated == [2]
 
 
+class TestLossOfUpdates:
+    def test_each_member_is_told_once_to_forget_its_leases(self) -> None:
+        world = started(Setup("async", members=2, size=40, share=4, epochs=1, ahead=2))
+        push(world, 0)
+        world.roll_back(world.start)
+        reply = world.processes[0].inbox
+        assert reply is not None
+        assert (reply.outcome, reply.forget, len(reply.work)) == ("void", True, 2)
+        push(world, 0)
+        shards_obey(world)
+        reply = world.processes[0].inbox
+        assert reply is not None
+        assert (reply.outcome, reply.forget) == ("counted", False)
+        push(world, 1)
+        reply = world.processes[1].inbox
+        assert reply is not None
+        assert (reply.outcome, reply.forget) == ("void", True)
+
+    def test_what_was_trained_is_trained_again(self) -> None:
+        world = started(Setup("bulk", members=2, size=24, share=4, epochs=1))
+        for member in (0, 1):
+            push(world, member)
+        shards_obey(world)
+        world.roll_back(world.start)
+        assert world.referee.samples == 0
+        for member in (0, 1):
+            push(world, member)
+        assert answers(world) == {0: "void", 1: "void"}
+        assert in_hand(world, 0) + in_hand(world, 1) == [(0, 4), (4, 4)]
+
+
 class TestTheEnd:
     def test_a_length_in_updates_leaves_the_rest_undone(self) -> None:
         world = started(Setup("async", members=3, size=40, share=4, updates=2))

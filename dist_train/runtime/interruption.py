@@ -1,0 +1,57 @@
+"""Running an event loop from wherever the caller is, so that Ctrl-C still reaches what runs in it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Interruptible(Generic[T]):
+    """Runs one coroutine; in a thread of its own where the caller's has a loop already, as in a notebook."""
+
+    def __init__(self) -> None:
+        self._interrupt: Callable[[], None] | None = None
+
+    def interrupted_by(self, interrupt: Callable[[], None]) -> None:
+        """From inside: say what Ctrl-C is to do when it meets the caller's thread."""
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(interrupt)
+
+        self._interrupt = tell
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what ``work`` returns, or raise what it raises."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            result = thread.submit(asyncio.run, work)
+            while True:
+                try:
+                    return result.result()
+                except KeyboardInterrupt:
+                    if self._interrupt is not None:
+                        self._interrupt()
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, where no loop runs that could hear it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,96 @@
+"""Tests of the arithmetic of a run through a parameter server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dist_train.rules.admission import Contribution, Rule
+from dist_train.rules.dealing import Deck
+from dist_train.rules.messages import Lease, Push, Version
+from dist_train.rules.sampling import Position
+from dist_train.rules.terms import Terms
+from dist_train.rules.timetable import Due, Timetable
+
+TERMS = Terms(
+    Rule(2),
+    Deck(size=40, batch=8, parts=2),
+    Timetable(log_steps=3, validate_epochs=2, validate_steps=None, checkpoint_steps=4),
+    40,
+    lambda samples: (0.1 - samples / 1000, 0.9),
+    lambda updates, samples, at: updates >= 9,
+)
+
+
+def stale(staleness: int, samples: int = 4) -> Contribution:
+    return Contribution(Push(0, 0, 1, 1, Version(0, 0), samples, 1.0), staleness)
+
+
+class TestRate:
+    def test_is_that_of_the_samples_trained_before(self) -> None:
+        assert TERMS.rate(20, [stale(3)]) == (pytest.approx(0.08), 0.9)
+
+    def test_of_damped_gradients_is_divided_by_the_staleness_of_each(self) -> None:
+        """Zhang et al. 2015: alpha0 / tau for each gradient of a mean over three."""
+        damped = replace(TERMS, inverse=True)
+        rate, _ = damped.rate(0, [stale(1), stale(2), stale(4)])
+        assert rate == pytest.approx(0.1 * (1 + 1 / 2 + 1 / 4) / 3)
+
+    def test_a_fresh_gradient_is_not_damped(self) -> None:
+        assert replace(TERMS, inverse=True).rate(0, [stale(0), stale(1)]) == (pytest.approx(0.1), 0.9)
+
+    def test_plain_sgd_then_moves_by_each_gradient_at_its_own_rate(self) -> None:
+        damped, pushed = replace(TERMS, inverse=True), [stale(1, 2), stale(3, 6)]
+        gradients = [5.0, -7.0]
+        weights = [damped.weight(each) for each in pushed]
+        mean = sum(w * g for w, g in zip(weights, gradients, strict=True)) / sum(weights)
+        rate, _ = damped.rate(0, pushed)
+        assert rate * mean == pytest.approx((0.1 * 5.0 * 2 + 0.1 / 3 * -7.0 * 6) / 8)
+
+    def test_an_outer_optimizer_has_its_own_and_is_damped_too(self) -> None:
+        outer = replace(TERMS, outer_rate=0.7)
+        assert outer.rate(20, [stale(2)]) == (0.7, None)
+        assert replace(outer, inverse=True).rate(20, [stale(2)]) == (pytest.approx(0.35), None)
+
+
+class TestWork:
+    def test_a_member_that_makes_no_steps_needs_no_rates(self) -> None:
+        assert TERMS.work(Lease(1, 0, 0, 4), 0).rates == ()
+
+    def test_its_own_steps_follow_the_schedule_over_the_update(self) -> None:
+        local = replace(TERMS, own_steps=4, own_rate=2.0)
+        assert local.work(Lease(1, 0, 0, 4), 16).rates == pytest.approx([0.168, 0.164, 0.16, 0.156])
+
+
+class TestDue:
+    def test_logs_and_checkpoints_follow_the_updates(self) -> None:
+        assert TERMS.due(12, 80, 88, ends=False) == Due(log=True, validation=False, checkpoint=True)
+
+    @pytest.mark.parametrize(
+        ("before", "after", "validated"), [(72, 80, True), (79, 87, True), (80, 88, False), (32, 40, False)]
+    )
+    def test_a_validation_comes_when_the_samples_of_its_epochs_add_up(
+        self, before: int, after: int, validated: bool
+    ) -> None:
+        assert TERMS.due(1, before, after, ends=False).validation == validated
+
+    def test_all_is_due_at_the_end(self) -> None:
+        assert TERMS.due(1, 0, 8, ends=True) == Due(True, True, True)
+
+
+class TestEnd:
+    def test_a_length_in_updates_ends_training_wherever_the_data_stand(self) -> None:
+        assert not TERMS.ends_at(8)
+        assert TERMS.ends_at(9)
+        assert TERMS.finished(9, 0, Position(0, 0))
+
+
+class TestTake:
+    def test_says_whether_it_is_the_only_one_of_its_update(self) -> None:
+        assert TERMS.take(stale(2), Rule(1)).alone
+        assert not TERMS.take(stale(2), Rule(2)).alone
+
+    def test_weighs_by_samples_and_with_damping_by_staleness(self) -> None:
+        assert TERMS.take(stale(2, 6), Rule(2)).weight == 6
+        assert replace(TERMS, inverse=True).take(stale(2, 6), Rule(2)).weight == 3
