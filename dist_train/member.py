@@ -188,7 +188,7 @@ def _lease(member: Member, batches: Iterator[Any]) -> None:
 def _validate(member: Member, part: ValidationPart) -> None:
     """Measure a part of the validation set with the version that is held for it."""
     place, flat, server, turn = member.place, member.flat, member.server, member.turn
-    kept, statistics = flat.host.clone(), torch.empty_like(server.memory.statistics)
+    kept, statistics = flat.collect().clone(), torch.empty_like(server.memory.statistics)
     flat.statistics_into(statistics)
     held = torch.empty_like(statistics)
     server.read_held(flat.host, held)
@@ -201,7 +201,8 @@ def _validate(member: Member, part: ValidationPart) -> None:
     flat.arrived()
     flat.take_statistics(statistics)
     turn.heard(server.measured(turn.measured(part, *measured)))
-    if member.config.parallel.outer_in_force is None:
+    if not isinstance(member.config.parallel.outer_in_force, ElasticOuter):
+        # What it waited for when it was given this part is in by now.
         turn.version = server.read(turn.newest, flat.host)
         flat.arrived()
 

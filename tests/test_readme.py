@@ -27,7 +27,17 @@ ELSEWHERE = {
     "source .venv/bin/activate": "the environment that this test runs in",
     "NODES=2 MASTER=node1 launch/torchrun.sh spirals.yaml --run-dir /shared/runs/spirals": "test_recipes.py",
     "sbatch --nodes 2 launch/slurm.sbatch configs/imagenet-resnet50.yaml": "test_recipes.py",
+    "dist-train run configs/digits-async.yaml --address auto": "runtime/test_ray_cluster.py",
+    "ADDRESS=http://head:8265 launch/ray_job.sh configs/digits-async.yaml "
+    "--run-dir /shared/runs/digits-async": "test_recipes.py",
+    "kubectl apply -f launch/kuberay.yaml": "test_recipes.py",
+    "dist-train run configs/digits-async.yaml train.deterministic=true train.epochs=2 "
+    "--run-dir runs/to-replay": "replay/test_init.py",
+    "dist-train replay runs/to-replay": "replay/test_init.py",
 }
+COUPLINGS = ("async", "bounded", "backup", "mixed", "local-steps")
+# What these runs do is tested in faults/; here, that they are what the README says.
+DRY = {f"dist-train run configs/digits-{each}.yaml" for each in COUPLINGS}
 
 
 def blocks(language):
@@ -78,7 +88,8 @@ def test_commands_run_elsewhere_are_all_in_the_readme():
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_every_command_runs_as_printed(clone):
-    printed = {command: run(command, clone) for command in commands() if command not in ELSEWHERE}
+    skipped = ELSEWHERE.keys() | DRY
+    printed = {command: run(command, clone) for command in commands() if command not in skipped}
     assert len(printed) >= 5
     first, from_python, dry, _, resumed, checkpoints = printed.values()
     accuracy = re.search(r"validation +accuracy ([\d.]+)%", first)
@@ -93,6 +104,21 @@ def test_every_command_runs_as_printed(clone):
     assert {"config.yaml", "metrics.jsonl", "events.jsonl", "summary.json", "checkpoints/"} < set(described)
     for name in described:
         assert (clone / "runs/spirals" / name).exists(), name
+
+
+@pytest.mark.parametrize("command", sorted(DRY))
+def test_every_coupling_is_one_command(clone, command):
+    assert command in commands()
+    (name,) = re.findall(r"digits-([\w-]+)\.yaml", command)
+    printed = run(f"{command} --dry-run", clone)
+    said = {
+        "async": "each gradient on arrival",
+        "bounded": "when more than 3 gradients ahead",
+        "backup": "first 2 of 3",
+        "mixed": "2 groups of 2 workers",
+        "local-steps": "10 local steps",
+    }
+    assert said[name] in printed, printed
 
 
 def test_make_quickstart_is_the_run_whose_table_is_shown(clone):

@@ -45,15 +45,14 @@ class LocalSteps:
         self._moving_rate = moving_rate
         self._inner = inner
         self._deposit = 0
-        # The server's parameters as this member last read them.
+        # The server's parameters that the steps begin from or, in elastic averaging, last read.
         self._centre = torch.empty_like(flat.host)
 
     def start(self, model: nn.Module) -> Started:
         started = self._inside.start(model)
         turn = self._turn
         turn.heard(self._server.join(turn.ahead))
-        turn.version = self._server.read(turn.newest, self._centre)
-        self._flat.host.copy_(self._centre)
+        turn.version = self._server.read(turn.newest, self._flat.host)
         self._flat.arrived()
         return started
 
@@ -61,6 +60,9 @@ class LocalSteps:
         return self._inside.objective(loss, predictions, batch, share)
 
     def update(self, apply: Apply) -> None:
+        if self._turn.part == 0 and self._moving_rate is None:
+            # Taken here, not where it is read: a validation in between has it read anew.
+            self._centre.copy_(self._flat.host)
         apply()
         self._turn.steps += 1
         if not self._turn.is_last:
@@ -81,8 +83,7 @@ class LocalSteps:
         travelled = server.memory.gradients[turn.buffer][share]
         travelled.copy_(flat.collect()[share]).neg_().add_(self._centre[share])
         self._push(travelled)
-        turn.version = server.read(turn.newest, self._centre)
-        flat.host.copy_(self._centre)
+        turn.version = server.read(turn.newest, flat.host)
         flat.arrived()
 
     @torch.no_grad()

@@ -156,8 +156,9 @@ class Twin:
         self._seats: dict[int, Seat] = {}
         self._processes: dict[tuple[int, int], Seat] = {}
         self._answers: dict[tuple[int, int, int], Reply] = {}
-        self._segments = [Segment.create(held_bytes(self._size, self._statistics))]
-        self.held = held(self._segments[0], self._size, self._statistics)
+        self.held_memory = Segment.create(held_bytes(self._size, self._statistics))
+        self.held = held(self.held_memory, self._size, self._statistics)
+        self._segments = [self.held_memory]
 
     def __enter__(self) -> Twin:
         return self

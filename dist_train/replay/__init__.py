@@ -146,7 +146,7 @@ def _refuse_incomplete(found: list[Attempt], config: Config) -> None:
     elastic = isinstance(parallel.outer, ElasticOuter)
     if not elastic and parallel.fetch_every % parallel.push_every == 0:
         return
-    if not all(gradient.reads for attempt in found for _, gradient in attempt.gradients):
+    if any(gradient.reads is None for attempt in found for _, gradient in attempt.gradients):
         what = "parallel.outer elastic" if elastic else "parallel.fetch_every below parallel.push_every"
         raise ConfigError(f"{layout.EVENTS}: it does not say what members read at each time, as {what} needs")
 

@@ -36,8 +36,8 @@ _HARMLESS = (
 class Gradient:
     """A gradient that was pushed. ``read``: what it was computed from; ``loss``: summed over its samples.
 
-    ``reads`` are all versions that its member read since the push before, in order; empty where the log has
-    no more than ``read``.
+    ``reads`` are all versions that its member read since the push before, in order; None where the log has no
+    more than ``read``.
     """
 
     who: Who
@@ -47,7 +47,7 @@ class Gradient:
     loss: float
     rates: tuple[float, ...]
     outcome: Outcome
-    reads: tuple[Version, ...] = ()
+    reads: tuple[Version, ...] | None = None
 
     @property
     def key(self) -> Key:
@@ -222,5 +222,5 @@ def _gradient(event: Mapping[str, Any], outcome: Outcome) -> Gradient:
         loss=float(event["loss"]),
         rates=tuple(event.get("rates", ())),
         outcome=outcome,
-        reads=tuple(Version(*each) for each in event.get("reads", ())),
+        reads=tuple(Version(*each) for each in event["reads"]) if "reads" in event else None,
     )

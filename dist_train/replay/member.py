@@ -57,6 +57,8 @@ class ScriptedServer:
         self.hand_back: Callable[[], None] = lambda: None
         # Has the member take parameters that were written to its memory.
         self.arrived: Callable[[Version], None] = lambda version: None
+        # Local steps go on from where they were.
+        self.reads_after_validations = True
         self._attempt = attempt
         self._statistics = statistics
         self._left = left
@@ -109,8 +111,9 @@ class ScriptedServer:
     def _answer(self, outcome: Outcome, sequence: int) -> Reply:
         """Answer message ``sequence`` with the next lease of the log."""
         cue = self._now
-        self._reads = deque(cue.reads)
-        self._skip_validations(cue.sequence - sequence - 1)
+        self._reads = deque(cue.reads or ())
+        if self.reads_after_validations:
+            self._skip_validations(cue.sequence - sequence - 1)
         self._leases += 1
         lease = Lease(self._leases, cue.lease.epoch, cue.lease.offset, cue.lease.count)
         return Reply(outcome, FIRST, work=(Work(lease, cue.rates),))
@@ -178,6 +181,7 @@ class ReplayedMember:
         self._member = real.Member(config, learner, self._server, flat, self._turn, Place())
         self._runner = Runner(f"member {who[0]}", self._live)
         self._server.hand_back, self._server.arrived = self._hand_back, self._arrived
+        self._server.reads_after_validations = config.parallel.outer_in_force is None
 
     def compute(self, gradient: Gradient) -> Computed:
         """Compute a gradient of the log again; they come in the order of their sequence."""

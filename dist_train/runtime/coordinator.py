@@ -33,6 +33,7 @@ from dist_train.runtime import children
 from dist_train.runtime.answers import Answers
 from dist_train.runtime.heart import redirect_output
 from dist_train.runtime.letters import Copy, Hello, News, Order, Pulse, Sources, Want
+from dist_train.runtime.line import Listener, listen
 from dist_train.runtime.memories import Memories, Parcel
 from dist_train.runtime.pump import Pump
 from dist_train.runtime.ray_cluster import this_process
@@ -42,7 +43,7 @@ from dist_train.runtime.shard_process import Blueprint
 
 log = logging.getLogger(__name__)
 
-NEWS_EVERY_S = 0.2
+NEWS_EVERY_S = 0.5
 # A kind of process, its number, and its incarnation.
 Who = tuple[str, int, int]
 
@@ -65,6 +66,7 @@ class Coordinator:
         self._lost: set[tuple[int, int]] = set()
         self._pulses: dict[Who, tuple[Pulse, float]] = {}
         self._connected: asyncio.Future[None] | None = None
+        self._listener: Listener | None = None
         self._news_ready = asyncio.Event()
         self._news = News()
         self._wants: list[Want] = []
@@ -101,6 +103,12 @@ class Coordinator:
     async def _connect(self, copies: list[Copy]) -> None:
         await self._pump.connect(copies)
         self._spawn(self._pump.work())
+
+    async def line(self) -> str:
+        """Return the address of the line by which the members of this node may announce gradients."""
+        if self._listener is None:
+            self._listener = await listen({"push": self.push})
+        return self._listener.address
 
     async def enlist(self, hello: Hello) -> Welcome:
         """Get to know a member's process, and have the shards open its memory."""

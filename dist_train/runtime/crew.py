@@ -78,34 +78,38 @@ class Crew:
 
     async def prepare(self) -> None:
         """Have the coordinator restore the state, and put the shards into service."""
+        server = self._order.config.parallel.server
+        # All processes at once: most of what they take to start is loading libraries.
+        started = [self._start_shard(number) for number in range(server.shards) for _ in range(server.copies)]
         self._coordinator_process = await self.coordinator.insist("where")
-        shards: int = await self.coordinator.insist("prepare")
-        copies = self._order.config.parallel.server.copies
-        built = [self._build_shard(number) for number in range(shards) for _ in range(copies)]
-        await self.coordinator.insist("connect", await asyncio.gather(*built))
+        await self.coordinator.insist("prepare")
+        await self.coordinator.insist("connect", await asyncio.gather(*map(self._built, started)))
         self.prepared = True
 
     async def replace_shard(self, number: int, serial: int) -> None:
         """Start another process for a shard, and have the coordinator take it into service."""
         self._bury(serial)
-        await self.coordinator.insist("admit_shard", await self._build_shard(number))
+        await self.coordinator.insist("admit_shard", await self._built(self._start_shard(number)))
 
-    async def _build_shard(self, number: int) -> Copy:
-        """Start a shard's process; another when it ends before it is ready."""
+    def _start_shard(self, number: int) -> Copy:
+        self._serial += 1
+        log_file = self._order.run_dir / LOGS / f"shard_{number:03d}.log"
+        arguments = (number, self._serial, self.coordinator, log_file)
+        actor = self._start(SHARD, arguments, SERVER_BUNDLE, f"shard {number}")
+        self.shards[self._serial] = (number, actor)
+        return Copy(number, self._serial, actor)
+
+    async def _built(self, copy: Copy) -> Copy:
+        """Wait until a shard's process is ready; start another when it ends before."""
         while True:
-            self._serial += 1
-            serial = self._serial
-            log_file = self._order.run_dir / LOGS / f"shard_{number:03d}.log"
-            arguments = (number, serial, self.coordinator, log_file)
-            actor = self._start(SHARD, arguments, SERVER_BUNDLE, f"shard {number}")
-            self.shards[serial] = (number, actor)
             try:
-                await actor.insist("build")
-                return Copy(number, serial, actor)
+                await copy.actor.insist("build")
+                return copy
             except ActorGone:
-                self._bury(serial)
+                self._bury(copy.serial)
                 # If it ended because the coordinator has, this says so.
                 await self.coordinator.insist("where")
+                copy = self._start_shard(copy.shard)
 
     def _bury(self, serial: int) -> None:
         """Let go of a shard's process, which may still be about to end."""

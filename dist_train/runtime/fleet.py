@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from dist_train.errors import TrainingError
 from dist_train.runtime.commands import Command, Done
 from dist_train.runtime.letters import Copy
+from dist_train.runtime.line import AsyncLine, LineBroken
 from dist_train.runtime.remote import ActorGone
 
 
@@ -33,6 +35,8 @@ class Fleet:
         # Those that were found gone, until somebody takes note.
         self.gone: list[Copy] = []
         self._index = 0
+        # By serial; None for a copy that is called through Ray.
+        self._lines: dict[int, AsyncLine | None] = {}
 
     @property
     def all(self) -> list[Copy]:
@@ -76,6 +80,30 @@ class Fleet:
 
     async def _one(self, copy: Copy, commands: Sequence[Command]) -> tuple[Copy, Done | None]:
         try:
-            return copy, await copy.actor.insist("obey", self._index, tuple(commands))
+            return copy, await self._obeyed(copy, self._index, tuple(commands))
         except ActorGone:
+            self._lines.pop(copy.serial, None)
             return copy, None
+
+    async def _obeyed(self, copy: Copy, index: int, commands: tuple[Command, ...]) -> Done:
+        if copy.serial not in self._lines:
+            self._lines[copy.serial] = await _line_to(copy)
+        done: Done
+        if (line := self._lines[copy.serial]) is not None:
+            try:
+                done = await line.ask("obey", index, commands)
+                return done
+            except LineBroken:
+                line.close()
+                self._lines[copy.serial] = None
+        # Ray knows whether the copy is gone, and the copy whether it has obeyed this batch.
+        done = await copy.actor.insist("obey", index, commands)
+        return done
+
+
+async def _line_to(copy: Copy) -> AsyncLine | None:
+    """Open a line to a copy; None where there can be none."""
+    address = await copy.actor.insist("line")
+    with suppress(LineBroken):
+        return await AsyncLine.open(address)
+    return None

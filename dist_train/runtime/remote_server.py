@@ -20,6 +20,7 @@ from dist_train.exchange.segments import Segment, SegmentGone
 from dist_train.exchange.server import MemberMemory, Sizes, Welcome
 from dist_train.rules.messages import Measured, Push, Reply, Version
 from dist_train.runtime.letters import Hello, Sources
+from dist_train.runtime.line import Line, LineBroken
 from dist_train.runtime.memories import Parcel
 from dist_train.runtime.ray_cluster import RETRY_S, Actor, node_id, put, this_process
 from dist_train.runtime.remote import ActorGone, Unreachable
@@ -53,6 +54,7 @@ class RemoteServer:
         self._version = Version(0, 0)
         self._node = node_id()
         self._find_sources()
+        self._line = self._line_if_near()
 
     def enlist(self, sizes: Sizes) -> Welcome:
         hello = Hello(
@@ -72,7 +74,17 @@ class RemoteServer:
         return self._speak("join", self._member, self._incarnation, ahead)
 
     def push(self, push: Push) -> Reply:
-        return self._speak("push", push, None if self._is_near else self._parcel(push))
+        if not self._is_near:
+            return self._speak("push", push, self._parcel(push))
+        if self._line is not None:
+            try:
+                self._phase("waiting", self._version.number + 1)
+                return self._heard(self._line.ask("push", push))
+            except LineBroken:
+                self._line.close()
+                self._line = None
+        # Ray knows whether the coordinator is gone.
+        return self._speak("push", push)
 
     def measured(self, measured: Measured) -> Reply:
         return self._speak("measured", measured)
@@ -164,10 +176,18 @@ class RemoteServer:
             self._held = held(Segment.open(sources.held), size, self.memory.statistics.numel())
         self._sources = sources
 
+    def _line_if_near(self) -> Line | None:
+        """Open a line to the coordinator; None where there can be none."""
+        with suppress(LineBroken):
+            return Line(self._coordinator.keep_asking("line")) if self._is_near else None
+        return None
+
     def _speak(self, verb: str, *arguments: Any) -> Reply:
         self._phase("waiting", self._version.number + 1)
         # The coordinator knows a message that it has had before.
-        reply: Reply = self._coordinator.keep_asking(verb, *arguments)
+        return self._heard(self._coordinator.keep_asking(verb, *arguments))
+
+    def _heard(self, reply: Reply) -> Reply:
         self._phase("update", reply.version.number + 1)
         return reply
 

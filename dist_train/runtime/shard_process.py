@@ -31,6 +31,7 @@ from dist_train.runtime.commands import (
     TakeGradient,
 )
 from dist_train.runtime.heart import Heart, redirect_output
+from dist_train.runtime.line import Listener, listen
 from dist_train.runtime.ray_cluster import Actor, this_process
 from dist_train.runtime.remote import Process
 
@@ -65,6 +66,7 @@ class ShardProcess:
         self._last = Done(0, {})
         self._members: dict[tuple[int, int], MemberMemory] = {}
         self._built: asyncio.Future[None] | None = None
+        self._listener: Listener | None = None
 
     async def build(self) -> None:
         """Make the shard as the coordinator describes it; once, however often it is asked for."""
@@ -87,6 +89,12 @@ class ShardProcess:
         self._areas = areas(Segment.open(blueprint.areas), blueprint.vectors, blueprint.area_count)
         self._held, _ = held(Segment.open(blueprint.held), blueprint.vectors.size, blueprint.statistics)
         self._heart.phase("waiting", 0)
+
+    async def line(self) -> str:
+        """Return the address of the line by which commands may come."""
+        if self._listener is None:
+            self._listener = await listen({"obey": self.obey})
+        return self._listener.address
 
     def where(self) -> tuple[Address, Process]:
         """Return where the published versions are, and which process this is."""

@@ -107,7 +107,8 @@ class Vigil:
             if heard is None or heard[0].process in self._condemned:
                 continue
             if (hung := self._judge([heard])) is not None:
-                why = hung.why.replace(f"worker {serial}", f"shard {number}")
+                # Its steps are not the run's.
+                why = f"shard {number} is {hung.kind}: {hung.why.partition(': ')[2]}"
                 ends.append(self._end("shard", hung, [heard[0]], why))
         return ends
 

@@ -22,8 +22,8 @@ from dist_train.exchange.baton import in_step, one_by_one, seeded
 from dist_train.exchange.segments import Segment
 from dist_train.rules.sampling import samples_in
 
-# 46 samples in updates of 4, 8 or 12: all runs pass the end of an epoch, with a short update.
-UPDATES = 13
+# 46 samples: in updates of 8 or 12, runs pass the end of an epoch with a short one after 6 and after 4.
+UPDATES = 8
 NOISY = {"task": f"{toys.__file__}:Noisy", "task_options": {"size": 46}}
 ADAM = {"name": "adam", "lr": 0.01}
 MODES = {
@@ -56,7 +56,7 @@ def assert_same_end(found, expected):
 
 
 class TestResuming:
-    @pytest.mark.parametrize("update", [1, 2, 3, 4, 6, 12])
+    @pytest.mark.parametrize("update", [1, 4, 6])
     @pytest.mark.parametrize("mode", MODES)
     def test_at_any_update_a_run_goes_on_as_if_it_had_not_stopped(self, run, tmp_path, mode, update):
         whole = run(MODES[mode], **NOISY, optimizer=ADAM).go()
@@ -66,12 +66,12 @@ class TestResuming:
         assert_same_end(resumed, whole)
 
     def test_again_and_again(self, run, tmp_path):
-        whole = run(MODES["backup"], 8, optimizer=ADAM).go()
+        whole = run(MODES["backup"], optimizer=ADAM).go()
         origin = None
-        for update in range(1, 8):
-            leg = run(MODES["backup"], 8, optimizer=ADAM, origin=origin).go_to(update)
+        for update in range(1, UPDATES):
+            leg = run(MODES["backup"], optimizer=ADAM, origin=origin).go_to(update)
             origin = leg.save(tmp_path)
-        assert_same_end(run(MODES["backup"], 8, optimizer=ADAM, origin=origin).go(), whole)
+        assert_same_end(run(MODES["backup"], optimizer=ADAM, origin=origin).go(), whole)
 
     def test_on_other_slices(self, run, tmp_path):
         whole = run(MODES["async"], optimizer=ADAM).go()

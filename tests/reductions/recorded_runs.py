@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import server_runs
+import torch
 from torch import Tensor
 
 from dist_train.config import dump_config
@@ -77,7 +78,7 @@ class Book:
                 "attempt": 0,
                 "workers": run.workers,
                 "shards": run.config.parallel.server.shards,
-                "threads": 1,
+                "threads": torch.get_num_threads(),
                 "seed": run.server.state.counted.seed,
                 "train_size": size,
             }
@@ -158,7 +159,7 @@ def record(make: Make, run_dir: Path, parallel: dict[str, Any], steps: int = 12,
     """Make a run with members that move in an order drawn at random, and write it down."""
     deterministic = {"deterministic": True}
     train = deterministic | sections.pop("train", {})
-    given = {"task_options": {"norm": "batch", "dropout": 0.2}} | sections
+    given = {"task_options": {"norm": "batch", "dropout": 0.2, "size": 72}} | sections
     run = make({"workers": 3, "device": "cpu"} | parallel, steps=steps, train=train, **given)
     return Book(run, run_dir)
 

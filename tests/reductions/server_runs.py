@@ -83,6 +83,7 @@ class Run:
 
     config: Config
     origin: Path | None = None
+    slots: Callable[[int], Any] = PlainSlots
     snapshots: list[tuple[Start, ShardState]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -112,11 +113,11 @@ class Run:
 
     # -- the shards ------------------------------------------------------------------------------------
 
-    def _shards(self, slots: Callable[[int], Any] = PlainSlots) -> list[Shard]:
+    def _shards(self) -> list[Shard]:
         settings, layout = self.server.shape.optimizer, self.server.layout
         self.parts = parts(layout, self.config.parallel.server.shards, settings)
         return [
-            Shard(layout, part, settings, slots(len(part)), delay_compensation(self.config.parallel.damping))
+            Shard(layout, part, settings, self.slots(len(part)), delay_compensation(self.config.parallel.damping))
             for part in self.parts
         ]
 

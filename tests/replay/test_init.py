@@ -24,9 +24,9 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "async, shards": ({"mode": "async", "server": {"shards": 3}}, {"optimizer": MOMENTUM}),
     "lars": ({"mode": "async", "server": {"shards": 2}}, {"optimizer": {"name": "lars", "lr": 0.1}}),
     "clipped, accumulated": ({"mode": "async"}, {"train": {"clip_norm": 0.5, "accumulate": 2}}),
-    "moving momentum": ({"mode": "async"}, {"optimizer": MOMENTUM, "schedule": {"decay": "one_cycle"}}),
+    "moving momentum": ({"mode": "async"}, {"optimizer": MOMENTUM, "schedule": {"decay": {"kind": "one_cycle", "momentum": [0.95, 0.85]}}}),
     "softsync": ({"mode": "async", "aggregate": 2}, {"optimizer": MOMENTUM}),
-    "damped": ({"mode": "async", "aggregate": 2, "damping": "inverse"}, {}),
+    "damped": ({"mode": "async", "aggregate": 2, "damping": {"kind": "inverse"}}, {}),
     "compensated": ({"mode": "async", "damping": {"kind": "delay_compensated", "variant": "constant"}}, {}),
     "adaptive": (
         {
@@ -272,8 +272,8 @@ class TestARunThatCannotBeReplayed:
         self.refused(run_dir, "/there/checkpoints/step_00000001: the checkpoint .* is there no more")
 
     def test_other_data(self, run_dir: Path) -> None:
-        rewritten(run_dir, lambda events: events[0].update(train_size=51))
-        self.refused(run_dir, "has 50 samples, and had 51 in the run")
+        rewritten(run_dir, lambda events: events[0].update(train_size=73))
+        self.refused(run_dir, "has 72 samples, and had 73 in the run")
 
     def test_unknown_reads(self, run_dir: Path) -> None:
         def silent(events: list[dict[str, Any]]) -> None:

@@ -1,0 +1,106 @@
+"""A member of several real workers: the first one's process holds the whole server, the others read."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import runs
+import server_runs
+import torch
+from torch import Tensor
+from worker_group import Seat
+
+from dist_train.config.schema import Config
+from dist_train.exchange.areas import held
+from dist_train.exchange.baton import in_step
+from dist_train.exchange.published import Edition, PublishedReader, PublishedWriter, published_bytes
+from dist_train.exchange.segments import Address, Segment
+from dist_train.exchange.server import MemberMemory, Turn
+from dist_train.exchange.twin import Seat as Leader
+from dist_train.member import serve
+from dist_train.rules.messages import Version
+from dist_train.runtime.connect import Connection, closed_groups
+from dist_train.runtime.place import Place
+
+
+class Follower:
+    """The server as a worker sees it that does not lead: it reads, and never speaks."""
+
+    def __init__(self, told: dict[str, Any], sizes: tuple[int, int]) -> None:
+        segments = {name: Segment.open(Address(**told[name])) for name in ("memory", "published", "held")}
+        self.memory = MemberMemory(segments["memory"], *sizes)
+        self._reader = PublishedReader(segments["published"], sizes[0])
+        self._held = held(segments["held"], *sizes)
+
+    def enlist(self, *_: Any) -> NoReturn:
+        raise AssertionError("only the leader speaks")
+
+    join = push = measured = read = enlist
+
+    def read_exactly(self, version: Version, into: Tensor) -> bool:
+        return self._reader.read(Edition(*version), into)
+
+    def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
+        parameters.copy_(self._held[0])
+        statistics.copy_(self._held[1])
+
+
+def connected(seat: Seat) -> Connection:
+    place = Place(seat.rank, seat.workers)
+    return Connection(place, runs.CPU, seat.store, timedelta(seconds=20), lambda *_: None)
+
+
+def train(seat: Seat, config: Config) -> dict[str, Any] | None:
+    """Train as a group that is the only member; the leader returns what came of it."""
+    return lead(seat, config) if seat.rank == 0 else follow(seat, config)
+
+
+def lead(seat: Seat, config: Config) -> dict[str, Any]:
+    published: list[Segment] = []
+
+    def slots(size: int) -> PublishedWriter:
+        published.append(Segment.create(published_bytes(size)))
+        return PublishedWriter(published[-1], size)
+
+    run, connection = server_runs.Run(config, slots=slots), connected(seat)
+
+    def body(leader: Leader) -> None:
+        def open_server(*_: int) -> Leader:
+            shared = {
+                "memory": leader.memory.segment,
+                "published": published[0],
+                "held": run.twin.held_memory,
+            }
+            said = {name: vars(segment.address) for name, segment in shared.items()}
+            connection.from_rank_0("memory", lambda: said)
+            return leader
+
+        serve(config, connection, run.workers, open_server, Turn(0, 0))
+
+    run.twin.seat(0, body)
+    try:
+        run.go(in_step())
+        pushes = [each.push for step in run.steps for each in step.contributions]
+        return {
+            "weights": run.weights(),
+            "statistics": run.server.statistics[0].clone(),
+            "metrics": [dict(each.metrics) for each in run.validated],
+            "losses": [push.loss / push.samples for push in pushes],
+            "outcomes": run.outcomes,
+        }
+    finally:
+        run.close()
+        published[0].close()
+        closed_groups.append(None)
+
+
+def follow(seat: Seat, config: Config) -> None:
+    torch.manual_seed(seat.rank)
+    connection = connected(seat)
+
+    def open_server(size: int, statistics: int) -> Follower:
+        return Follower(connection.from_rank_0("memory", dict), (size, statistics))
+
+    assert isinstance(config.parallel.workers, int)
+    serve(config, connection, config.parallel.workers, open_server, Turn(0, 0))
