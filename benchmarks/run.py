@@ -15,7 +15,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import checkpoints, machine, scaling, server_speed, start_up, step_time, stragglers
+from benchmarks import (
+    checkpoints,
+    machine,
+    memory,
+    scaling,
+    server_speed,
+    start_up,
+    step_time,
+    stragglers,
+)
 from benchmarks.ratios import Spread, differences, ratios, scaled, speeds, spread
 
 
@@ -38,9 +47,11 @@ BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "server_100k": (lambda rounds: server_speed.measure("mlp_100k", rounds), 12),
     "server_1m": (lambda rounds: server_speed.measure("mlp_1m", rounds), 12),
     "server_50m": (lambda rounds: server_speed.measure("mlp_50m", rounds), 12),
-    "straggler": (stragglers.one_slow, 3),
-    "random_delays": (stragglers.random_delays, 3),
-    "scaling": (scaling.measure, 3),
+    "straggler": (stragglers.one_slow, 1),
+    "random_delays": (stragglers.random_delays, 1),
+    "scaling": (scaling.measure, 1),
+    "server_start_up": (start_up.measure_server, 3),
+    "memory": (memory.measure, 2),
 }
 
 
@@ -98,6 +109,13 @@ def report_server(result: Mapping[str, Any]) -> Iterator[str]:
         for prediction in ("order_statistic", "simulated"):
             figures = ", ".join(f"{b}: {seconds:.3f}" for b, seconds in result[prediction].items())
             yield f"  {prediction} {figures}"
+    if "server_first_update" in result:
+        firsts = {name: spread(seconds) for name, seconds in result["server_first_update"].items()}
+        yield from _table("seconds to the first update", firsts)
+    if "server_memory_mb" in result:
+        for workload, held in result["server_memory_mb"].items():
+            yield from _table(f"MB of a process, {workload}", {k: spread(v) for k, v in held.items()})
+        yield f"  all processes hold for the parameters {memory.share(result):.2f} times what must exist"
     if "scaling_samples_per_s" in result:
         rates = result["scaling_samples_per_s"]
         yield from _table("samples per second", {name: spread(numbers) for name, numbers in rates.items()})

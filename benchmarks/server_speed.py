@@ -61,7 +61,7 @@ def contestants(workload: str, folder: Path, parts: bool) -> list[Contestant]:
 
 
 def measure(workload: str, rounds: int, parts: bool = False) -> dict[str, Any]:
-    """Return the seconds of a step by contestant and round, and by launch what all its processes used."""
+    """Return by contestant and round the seconds of a step, and what all its processes used in it."""
     result: dict[str, dict[str, list[float]]] = {
         "server_seconds_per_step": {},
         "server_processor_s_per_step": {},
@@ -78,12 +78,15 @@ def measure(workload: str, rounds: int, parts: bool = False) -> dict[str, Any]:
 
 def _launch(stage: Stage, rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
     stage.rounds(0, 0, max(WARMUP, steps))
-    before = [_processor_s(job) for job in stage.jobs]
-    seconds = stage.rounds(rounds, steps, 0)
-    processor = {
-        job.contestant.name: [(_processor_s(job) - then) / (rounds * steps)]
-        for job, then in zip(stage.jobs, before, strict=True)
-    }
+    seconds: dict[str, list[float]] = {job.contestant.name: [] for job in stage.jobs}
+    processor: dict[str, list[float]] = {job.contestant.name: [] for job in stage.jobs}
+    for turn in range(rounds):
+        first = turn % len(stage.jobs)
+        for job in stage.jobs[first:] + stage.jobs[:first]:
+            # Around its own turns alone: Ray's processes are busy in those of others too.
+            before = _processor_s(job)
+            seconds[job.contestant.name].append(job.turn(steps) / steps)
+            processor[job.contestant.name].append((_processor_s(job) - before) / steps)
     return {"server_seconds_per_step": seconds, "server_processor_s_per_step": processor}
 
 

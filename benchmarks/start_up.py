@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks import server_speed
 from benchmarks.machine import environment, script
 from benchmarks.step_time import dist_train, torchrun
 from benchmarks.turns import START_S, Contestant, Stage
@@ -102,3 +103,26 @@ def measure(rounds: int) -> dict[str, Any]:
     wall = {name: [seconds for seconds, _ in pairs] for name, pairs in costs.items()}
     processor = {f"{name}, processor": [spent for _, spent in pairs] for name, pairs in costs.items()}
     return {"first_step": first, "quick": wall | processor}
+
+
+def measure_server(rounds: int) -> dict[str, Any]:
+    """Return the seconds until both workers' first gradients are applied, round for round."""
+
+    def sync(folder: Path) -> Contestant:
+        return dist_train("mlp", folder, name="sync")
+
+    contestants: list[Callable[[Path], Contestant]] = [
+        lambda folder: server_speed.asynchronous("mlp", folder),
+        lambda folder: server_speed.ray_actors("mlp", folder),
+        sync,
+    ]
+    first: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        for make in contestants:
+            with tempfile.TemporaryDirectory() as temporary:
+                contestant = make(Path(temporary))
+                seconds = first_step(contestant, Path(temporary))
+            # The first round fills the disk's cache and does not count.
+            if number:
+                first.setdefault(contestant.name, []).append(seconds)
+    return {"server_first_update": first}

@@ -50,13 +50,13 @@ def ideals(speeds: dict[str, list[float]]) -> dict[str, list[float]]:
 
 def random_delays(rounds: int) -> dict[str, Any]:
     """Return the seconds of an update with b backups beside a quorum of eight, measured and predicted."""
-    delays = (f"faults.step_s={STEP_S}", f"faults.lognormal_sigma={SIGMA}", "logging.every_steps=5")
+    delays = (f"faults.scale_s={STEP_S}", f"faults.lognormal_sigma={SIGMA}", "logging.every_steps=5")
     contestants = {
         str(b): [
             "parallel.mode=backup",
             f"parallel.workers={QUORUM + b}",
             f"parallel.backups={b}",
-            "train.steps=200",
+            "train.steps=100",
             *delays,
         ]
         for b in BACKUPS

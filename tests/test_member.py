@@ -90,13 +90,14 @@ class TestTraining:
         assert losses(2, in_step()) == alone
         assert losses(2, one_by_one()) == alone
 
+    @pytest.mark.processes
     def test_loading_processes_change_nothing(self, run):
         plain, ahead = (
-            run({"mode": "async", "workers": 2}, 6, data=data).go(one_by_one())
-            for data in ({}, {"loaders": 1, "prefetch": 2})
+            run({"mode": "async"}, 6, data=data, **NOISY).go() for data in ({}, {"loaders": 1, "prefetch": 2})
         )
-        assert places(plain) == places(ahead)
-        assert plain.server.state.model.state_dict().keys() == ahead.weights().keys()
+        expected = plain.weights()
+        for name, tensor in ahead.weights().items():
+            assert torch.equal(tensor, expected[name]), name
 
     def test_gradients_that_are_no_numbers_are_refused_and_their_samples_dealt_again(self, run):
         found = run({"mode": "async", "workers": 2}, 40, task=f"{__file__}:Poisoned")
@@ -145,17 +146,6 @@ class TestBatchNorm:
         assert validated.metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert validated.metrics["accuracy"] == pytest.approx(right.item())
 
-    def test_a_validation_in_the_middle_changes_nothing_of_the_training(self, run):
-        never, often = (
-            run({"mode": "async", "workers": 2}, 6, validation={"every_steps": every}, **NOISY)
-            for every in (server_runs.NEVER, 2)
-        )
-        # Members in a synchronous order, so that measuring does not change who trains on what.
-        never.go(seeded(0))
-        often.go(one_by_one())
-        assert len(often.validated) == 3
-        assert [step.version.number for step in often.steps] == list(range(1, 7))
-
     @pytest.mark.parametrize("outer", [None, {"kind": "average"}, {"kind": "elastic"}])
     def test_with_one_member_validations_are_invisible_bit_for_bit(self, run, outer):
         never, often = (
@@ -193,11 +183,9 @@ class TestComingAndGoing:
         found.load(start, state)
         found.twin.roll_back(start)
         lost = [step for step in found.steps if step.version.number > start.updates]
-        trained = found.go(one_by_one())
-        kept = [step for step in trained.steps if step not in lost]
-        trained.twin.decisions = [each for each in trained.twin.decisions if each not in lost]
-        assert kept[-1].samples == sum(step.samples for step in kept) - sum(s.samples for s in kept[:-1])
-        assert places(trained) == two_epochs()
+        found.go(one_by_one())
+        found.twin.decisions = [each for each in found.twin.decisions if each not in lost]
+        assert places(found) == two_epochs()
 
     def test_a_stop_ends_all_members_where_they_are(self, run):
         found = run({"mode": "async", "workers": 3}, 100).go_to(5, script([0, 1, 2] * 4, in_step()))

@@ -18,6 +18,7 @@ from torch.distributed import HashStore
 from dist_train import member as real
 from dist_train import optimizers, tasks
 from dist_train.config import Config
+from dist_train.config.schema import ElasticOuter
 from dist_train.core.flat import Layout
 from dist_train.core.flat_model import FlatModel
 from dist_train.core.inner_state import InnerShape, InnerState, kept_vectors
@@ -57,7 +58,7 @@ class ScriptedServer:
         self.hand_back: Callable[[], None] = lambda: None
         # Has the member take parameters that were written to its memory.
         self.arrived: Callable[[Version], None] = lambda version: None
-        # Local steps go on from where they were.
+        # In elastic averaging members go on from where they were.
         self.reads_after_validations = True
         self._attempt = attempt
         self._statistics = statistics
@@ -181,7 +182,7 @@ class ReplayedMember:
         self._member = real.Member(config, learner, self._server, flat, self._turn, Place())
         self._runner = Runner(f"member {who[0]}", self._live)
         self._server.hand_back, self._server.arrived = self._hand_back, self._arrived
-        self._server.reads_after_validations = config.parallel.outer_in_force is None
+        self._server.reads_after_validations = not isinstance(config.parallel.outer, ElasticOuter)
 
     def compute(self, gradient: Gradient) -> Computed:
         """Compute a gradient of the log again; they come in the order of their sequence."""
@@ -203,11 +204,10 @@ class ReplayedMember:
         torch.set_num_threads(self._attempt.threads)
         workers = self._attempt.workers
         for mate in self._mates:
-            beside = Turn(self._turn.member, self._turn.incarnation)
-            real._begin(
-                real.Member(self._config, mate.learner, self._server, mate.flat, beside, Place()), workers
-            )
-        real._begin(self._member, workers)
+            turn = Turn(self._turn.member, self._turn.incarnation)
+            beside = real.Member(self._config, mate.learner, self._server, mate.flat, turn, Place())
+            real._begin(beside, workers)
+        real._begin(self._member, workers, self._inner)
         if self._group is not None:
             group, learner = self._group, self._member.learner
             self._turn.figures = lambda: group.figures(learner.figures())

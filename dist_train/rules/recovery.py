@@ -111,8 +111,12 @@ def fail_alike(last: Sequence[Failure | None]) -> bool:
     It is then the program that fails, and nobody who takes their place can mend that.
     """
     failures = [failure for failure in last if failure is not None]
-    return len(last) > 1 and len(failures) == len(last) and all(
-        failure.step == failures[0].step and _same_error(failure, failures[0]) for failure in failures
+    return (
+        len(last) > 1
+        and len(failures) == len(last)
+        and all(
+            failure.step == failures[0].step and _same_error(failure, failures[0]) for failure in failures
+        )
     )
 
 

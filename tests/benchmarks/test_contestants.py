@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import loader, step_time
+from benchmarks import loader, server_speed, step_time
 from benchmarks.workload import make_columns, make_model
 from dist_train import load_config, tasks
 
@@ -38,3 +38,13 @@ def test_the_models_have_the_sizes_that_the_results_speak_of(workload, millions)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
     assert model(inputs).shape == (4, 10)
     assert labels.shape == (4,)
+
+
+def test_the_asynchronous_contestant_differs_from_the_synchronous_one_by_its_mode_alone(tmp_path):
+    own = server_speed.asynchronous("mlp", tmp_path).command
+    settings = own[own.index(step_time.CONFIG) + 1 : own.index("--run-dir")]
+    config = load_config(step_time.CONFIG, settings)
+    assert tasks.check(config) == []
+    assert config.parallel.mode == "async"
+    # Its updates are half as large: twice as many come between two lines.
+    assert config.logging.every_steps == 2 * load_config(step_time.CONFIG, []).logging.every_steps

@@ -12,7 +12,7 @@ import torch
 from dist_train.errors import TrainingError
 from dist_train.exchange.baton import in_step, one_by_one, script, seeded
 from dist_train.exchange.twin import Deadlock, Twin
-from dist_train.rules.decisions import Answer, Take
+from dist_train.rules.decisions import Take
 from dist_train.rules.messages import Version
 
 
@@ -101,7 +101,7 @@ class TestFaults:
         found = run({"mode": "async", "workers": 2}, 6).go_to(1, in_step())
         seat = found.twin._seats[1]
         assert found.twin.moves[1].goes_on is False
-        assert any(isinstance(action, Answer) for action in found.twin.deliver(seat))
+        assert isinstance(found.twin.deliver(seat)[0], Take)
         assert found.go(in_step()).steps[-1].version.number == 6
 
     def test_a_ghost_s_gradient_does_not_count(self, run):
@@ -143,11 +143,6 @@ class TestFaults:
         found.go(one_by_one())
         assert found.steps[-1].version == Version(1, 8)
         assert "void" in found.outcomes
-
-    def test_a_verdict_that_training_has_failed_is_raised(self, run):
-        found = run({"mode": "async"}, optimizer={"name": "sgd", "lr": 1e30, "momentum": 0.0}, steps=20)
-        with pytest.raises(TrainingError, match="hold NaN or infinity"):
-            found.go()
 
     @pytest.mark.parametrize("seed", range(4))
     def test_under_any_order_and_many_deaths_every_sample_is_trained_once(self, run, seed):

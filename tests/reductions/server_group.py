@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import runs
 import server_runs
-import torch
 from torch import Tensor
 from worker_group import Seat
 
@@ -20,7 +19,7 @@ from dist_train.exchange.server import MemberMemory, Turn
 from dist_train.exchange.twin import Seat as Leader
 from dist_train.member import serve
 from dist_train.rules.messages import Version
-from dist_train.runtime.connect import Connection, closed_groups
+from dist_train.runtime.connect import Connection
 from dist_train.runtime.place import Place
 
 
@@ -92,11 +91,9 @@ def lead(seat: Seat, config: Config) -> dict[str, Any]:
     finally:
         run.close()
         published[0].close()
-        closed_groups.append(None)
 
 
 def follow(seat: Seat, config: Config) -> None:
-    torch.manual_seed(seat.rank)
     connection = connected(seat)
 
     def open_server(size: int, statistics: int) -> Follower:

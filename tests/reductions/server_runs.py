@@ -117,7 +117,13 @@ class Run:
         settings, layout = self.server.shape.optimizer, self.server.layout
         self.parts = parts(layout, self.config.parallel.server.shards, settings)
         return [
-            Shard(layout, part, settings, self.slots(len(part)), delay_compensation(self.config.parallel.damping))
+            Shard(
+                layout,
+                part,
+                settings,
+                self.slots(len(part)),
+                delay_compensation(self.config.parallel.damping),
+            )
             for part in self.parts
         ]
 

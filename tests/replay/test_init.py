@@ -24,7 +24,10 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "async, shards": ({"mode": "async", "server": {"shards": 3}}, {"optimizer": MOMENTUM}),
     "lars": ({"mode": "async", "server": {"shards": 2}}, {"optimizer": {"name": "lars", "lr": 0.1}}),
     "clipped, accumulated": ({"mode": "async"}, {"train": {"clip_norm": 0.5, "accumulate": 2}}),
-    "moving momentum": ({"mode": "async"}, {"optimizer": MOMENTUM, "schedule": {"decay": {"kind": "one_cycle", "momentum": [0.95, 0.85]}}}),
+    "moving momentum": (
+        {"mode": "async"},
+        {"optimizer": MOMENTUM, "schedule": {"decay": {"kind": "one_cycle", "momentum": [0.95, 0.85]}}},
+    ),
     "softsync": ({"mode": "async", "aggregate": 2}, {"optimizer": MOMENTUM}),
     "damped": ({"mode": "async", "aggregate": 2, "damping": {"kind": "inverse"}}, {}),
     "compensated": ({"mode": "async", "damping": {"kind": "delay_compensated", "variant": "constant"}}, {}),

@@ -1,4 +1,13 @@
-from dist_train.rules.recovery import Attempt, Failure, Limits, Restart, Stop, after_failure, culprit
+from dist_train.rules.recovery import (
+    Attempt,
+    Failure,
+    Limits,
+    Restart,
+    Stop,
+    after_failure,
+    culprit,
+    fail_alike,
+)
 
 LIMITS = Limits(max_restarts=3, backoff_s=1.0, max_backoff_s=3.0)
 
@@ -132,3 +141,19 @@ def test_an_error_that_comes_back_is_given_up_even_when_each_attempt_gets_furthe
 def test_machines_may_fail_as_often_as_they_like_while_the_run_gets_further():
     killed = [Attempt(step - 10, failure(step, kind="SIGKILL", killed=True)) for step in range(20, 200, 10)]
     assert after_failure(killed, LIMITS) == Restart(1.0)
+
+
+class TestWorkersFailAlike:
+    def test_when_all_fail_by_one_error_in_one_step(self):
+        assert fail_alike([failure(1, rank=0), failure(1, rank=1)])
+
+    def test_not_while_one_has_not_failed(self):
+        assert not fail_alike([failure(1), None])
+
+    def test_not_when_one_got_further_failed_otherwise_or_was_killed(self):
+        assert not fail_alike([failure(1), failure(2)])
+        assert not fail_alike([failure(1), failure(1, error="other")])
+        assert not fail_alike([failure(1, killed=True), failure(1, killed=True)])
+
+    def test_not_when_there_is_only_one_who_may_do_better_the_next_time(self):
+        assert not fail_alike([failure(1)])

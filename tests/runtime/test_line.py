@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from dist_train.errors import TrainingError
-from dist_train.runtime import line
 from dist_train.runtime.line import AsyncLine, Line, LineBroken, Listener, listen
 from dist_train.runtime.remote import ActorFailed
 
@@ -91,7 +90,7 @@ class TestAThreadThatWaits:
     def test_meets_the_error_for_the_user_as_it_was_and_any_other_with_its_place(self) -> None:
         with listening(Other()) as address:
             own = Line(address)
-            with pytest.raises(TrainingError, match="^no room: free some$"):
+            with pytest.raises(TrainingError, match=r"^no room: free some$"):
                 own.ask("refuse")
             with pytest.raises(ActorFailed, match="nothing of that name") as failed:
                 own.ask("stumble")
@@ -159,8 +158,9 @@ class TestAnotherUser:
         with listening(Other()) as address:
             own = Line(address)
             someone = os.getuid() + 1
-            monkeypatch.setattr(line.os, "getuid", lambda: someone)
+            monkeypatch.setattr("dist_train.runtime.line.os.getuid", lambda: someone)
             late = socket.socket(socket.AF_UNIX)
+            late.settimeout(10)
             late.connect(address)
             assert late.recv(1) == b""
             late.close()

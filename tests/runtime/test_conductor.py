@@ -1,0 +1,289 @@
+"""The conductor over a plain crew, whose processes end as a test has them end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, Mismatch
+from dist_train.rules.recovery import Failure
+from dist_train.runtime import conductor as conductors
+from dist_train.runtime import vigil
+from dist_train.runtime.conductor import Conductor
+from dist_train.runtime.crew import Crew, End, Life
+from dist_train.runtime.letters import Ended, News, Order, Want
+from dist_train.runtime.remote import ActorFailed, ActorGone
+
+
+class PlainCoordinator:
+    """Answers everything; its news are those that a test has put there."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, tuple[Any, ...]]] = []
+        self.news: asyncio.Queue[News] = asyncio.Queue()
+        self.gone = asyncio.Event()
+
+    async def insist(self, method: str, *arguments: Any) -> Any:
+        if self.gone.is_set():
+            raise ActorGone("the coordinator has ended")
+        if method == "news":
+            return await self.news.get()
+        if method == "pulses":
+            return {}
+        self.heard.append((method, arguments))
+        return None
+
+    def calls(self, method: str) -> list[tuple[Any, ...]]:
+        return [arguments for each, arguments in self.heard if each == method]
+
+
+class PlainCrew:
+    """``ends`` holds, for each member, how its lives end; a life without an end goes on."""
+
+    def __init__(self, ends: dict[int, list[Ended | None]], refusal: Exception | None = None) -> None:
+        self.coordinator = PlainCoordinator()
+        self.members = len(ends)
+        self.lives: dict[int, Life] = {}
+        self.shards: dict[int, tuple[int, Any]] = {3: (0, None)}
+        self.prepared = False
+        self.started: list[tuple[int, int]] = []
+        self.replaced: list[tuple[int, int]] = []
+        self._ends = ends
+        self._refusal = refusal
+
+    async def prepare(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self.prepared = True
+
+    def start_member(self, member: int, incarnation: int) -> Life:
+        self.started.append((member, incarnation))
+        self.lives[member] = Life(member, incarnation)
+        return self.lives[member]
+
+    async def run_member(self, life: Life) -> list[End]:
+        ends = self._ends[life.member]
+        if life.incarnation >= len(ends):
+            await asyncio.Event().wait()
+        how = ends[life.incarnation]
+        life.over.set()
+        if how is not None and how.status == DONE:
+            return []
+        return [End(life.member, time.monotonic(), how)]
+
+    async def replace_shard(self, number: int, serial: int) -> None:
+        self.replaced.append((number, serial))
+
+    async def wait_for_members(self, seconds: float) -> None: ...
+
+    def log_of(self, rank: int) -> str:
+        return f"logs/rank_{rank:05d}.log"
+
+
+class Told:
+    """How an attempt ended, what was said, and what the crew was told."""
+
+    def __init__(self, crew: PlainCrew) -> None:
+        self.crew = crew
+        self.said: list[str] = []
+        self.outcome: int | Failure = FAILED
+
+    def calls(self, method: str) -> list[tuple[Any, ...]]:
+        return self.crew.coordinator.calls(method)
+
+
+Story = Callable[[Conductor, PlainCrew], Coroutine[Any, Any, None]]
+
+
+async def no_story(conductor: Conductor, crew: PlainCrew) -> None: ...
+
+
+def conduct(crew: PlainCrew, story: Story = no_story, **recovery: Any) -> Told:
+    told = Told(crew)
+    settings = {"max_restarts": 3, "backoff_s": 0.0, "grace_s": 30.0, **recovery}
+    limits = {"max_backoff_s": 0.0, "frozen_after_s": 5.0, "hung_after_s": 30.0, "start_timeout_s": 600.0}
+    config = SimpleNamespace(
+        recovery=SimpleNamespace(**limits, **settings), parallel=SimpleNamespace(group_size=1)
+    )
+    order = cast(Order, SimpleNamespace(config=config, run_dir=Path()))
+
+    async def whole() -> int | Failure:
+        async with asyncio.timeout(10):
+            conductor = Conductor(order, cast(Crew, crew), told.said.append)
+            running = asyncio.ensure_future(conductor.run())
+            await story(conductor, crew)
+            return await running
+
+    told.outcome = asyncio.run(whole())
+    return told
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def failed(error: str = "boom", step: int = 5, kind: str = "RuntimeError") -> Ended:
+    return Ended(FAILED, step, "forward", kind, f"{kind}: {error}")
+
+
+async def finish(conductor: Conductor, crew: PlainCrew) -> None:
+    """Let what can happen happen, then have the coordinator end the run."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+    crew.coordinator.news.put_nowait(News(number=1, status=DONE))
+
+
+@pytest.fixture(autouse=True)
+def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conductors, "open_display", lambda length: None)
+
+
+def test_the_run_ends_as_the_coordinator_says() -> None:
+    async def story(conductor: Conductor, crew: PlainCrew) -> None:
+        crew.coordinator.news.put_nowait(News(number=1, status=FAILED, error="60 gradients hold NaN"))
+
+    told = conduct(PlainCrew({0: [], 1: []}), story)
+    assert told.outcome == FAILED
+    assert told.said == ["60 gradients hold NaN"]
+
+
+class TestAMemberThatFails:
+    def test_is_reported_named_and_replaced(self) -> None:
+        told = conduct(PlainCrew({0: [failed()], 1: []}), finish)
+        assert told.outcome == DONE
+        assert told.crew.started == [(0, 0), (1, 0), (0, 1)]
+        assert told.calls("lost")[0][:2] == (0, 0)
+        where = "in step 5, phase forward; log: logs/rank_00000.log"
+        assert told.said == [
+            f"worker 0 failed: RuntimeError: boom, {where}",
+            "worker 0 is replaced in 0.0 s; the others go on",
+        ]
+
+    def test_by_a_signal_is_said_to_have_been_killed(self) -> None:
+        told = conduct(PlainCrew({0: [], 1: [None]}), finish)
+        assert told.said[0].startswith("worker 1 was killed (the kernel does so when memory runs out)")
+
+    def test_twice_alike_is_given_up_and_the_others_go_on_without(self) -> None:
+        told = conduct(PlainCrew({0: [failed(), failed()], 1: []}), finish)
+        assert told.outcome == DONE
+        assert told.calls("open_without") == [([0],)]
+        assert "failed twice" in told.said[-1]
+
+    def test_the_only_one_ends_the_run(self) -> None:
+        assert conduct(PlainCrew({0: [failed(), failed()]})).outcome == FAILED
+
+    def test_by_the_error_of_all_others_ends_the_run_at_once(self) -> None:
+        told = conduct(PlainCrew({0: [failed(), failed()], 1: [failed()]}))
+        assert told.outcome == FAILED
+        assert told.said[-1] == "not going on: all workers failed in step 5: RuntimeError: boom"
+
+    def test_by_its_configuration_refuses_the_run(self) -> None:
+        told = conduct(PlainCrew({0: [Ended(REFUSED, error="one\ntwo")], 1: []}))
+        assert told.outcome == REFUSED
+        assert told.said == ["one", "two"]
+
+
+class TestTheCoordinator:
+    def test_that_is_gone_is_the_failure_of_all(self) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            await until(lambda: crew.prepared)
+            crew.coordinator.gone.set()
+            crew.coordinator.news.put_nowait(News(number=1))
+
+        outcome = conduct(PlainCrew({0: [], 1: []}), story).outcome
+        assert isinstance(outcome, Failure)
+        assert outcome.error == "the coordinator is lost: the coordinator has ended"
+        assert outcome.killed
+
+    def test_that_is_gone_is_news_and_what_members_say_of_it_is_not(self) -> None:
+        crew = PlainCrew({0: [failed("the coordinator has ended", kind="ActorGone")], 1: []})
+        crew.coordinator.gone.set()
+        told = conduct(crew)
+        assert isinstance(told.outcome, Failure)
+        assert told.said == []
+
+    def test_that_refuses_the_checkpoint_refuses_the_run(self) -> None:
+        told = conduct(PlainCrew({0: []}, Mismatch("other data")))
+        assert told.outcome == REFUSED
+        assert told.said == ["other data"]
+
+    def test_that_has_an_error_shows_where(self) -> None:
+        told = conduct(PlainCrew({0: []}, ActorFailed("it broke", "in line 7")))
+        assert told.outcome == FAILED
+        assert told.said == ["it broke", "in line 7"]
+
+    def test_has_shards_and_members_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            wants = [
+                Want("shard", 0, 3, "its process is gone"),
+                Want("member", 0, 0, "NaN"),
+                Want("member", 1, 9, "NaN"),
+            ]
+            crew.coordinator.news.put_nowait(News(number=1, wants=wants))
+            await until(lambda: crew.replaced)
+            crew.coordinator.news.put_nowait(News(number=2, status=DONE))
+
+        monkeypatch.setattr(vigil.Life, "kill", lambda life: None)
+        crew = PlainCrew({0: [], 1: []})
+        # A want for a process that was replaced already is out of date.
+        for member in (0, 1):
+            crew.lives[member] = Life(member, 0, {member: None})  # type: ignore[dict-item]
+        crew.start_member = lambda member, incarnation: crew.lives[member]  # type: ignore[method-assign]
+        told = conduct(crew, story)
+        assert crew.replaced == [(0, 3)]
+        assert told.said == ["shard 0 is replaced: its process is gone", "killed: worker 0: NaN"]
+
+
+class TestAskedToStop:
+    def test_it_has_the_state_saved(self) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            await until(lambda: crew.prepared)
+            conductor.stop(signal.SIGTERM)
+            await until(lambda: crew.coordinator.calls("stop"))
+            crew.coordinator.news.put_nowait(News(number=1, status=INTERRUPTED))
+
+        told = conduct(PlainCrew({0: [], 1: []}), story)
+        assert told.outcome == INTERRUPTED
+        assert told.calls("event")[0][0]["signal"] == "SIGTERM"
+
+    def test_before_there_is_anything_to_save_it_just_ends(self) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            await until(lambda: crew.started)
+            conductor.stop(signal.SIGINT)
+
+        class StartingCrew(PlainCrew):
+            async def prepare(self) -> None:
+                await asyncio.Event().wait()
+
+        told = conduct(StartingCrew({0: []}), story)
+        assert told.outcome == INTERRUPTED
+        assert told.calls("stop") == []
+
+    @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+    def test_a_second_time_it_does_not_wait(self, second: signal.Signals) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            await until(lambda: crew.prepared)
+            conductor.stop(signal.SIGUSR1)
+            conductor.stop(signal.SIGUSR1)
+            conductor.stop(second)
+
+        told = conduct(PlainCrew({0: []}), story)
+        assert told.outcome == FAILED
+        assert "second" in told.said[-1]
+
+    def test_it_waits_no_longer_than_the_grace(self) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            await until(lambda: crew.prepared)
+            conductor.stop(signal.SIGTERM)
+
+        told = conduct(PlainCrew({0: []}), story, grace_s=0.0)
+        assert told.outcome == FAILED
+        assert "recovery.grace_s" in told.said[-1]
