@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -34,14 +34,24 @@ class Interruptible(Generic[T]):
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(work)
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            result = thread.submit(asyncio.run, work)
-            while True:
-                try:
-                    return result.result()
-                except KeyboardInterrupt:
-                    if self._interrupt is not None:
-                        self._interrupt()
+        result: Future[T] = Future()
+
+        def in_thread() -> None:
+            try:
+                result.set_result(asyncio.run(work))
+            except BaseException as error:
+                result.set_exception(error)
+
+        thread: threading.Thread | None = None
+        while True:
+            try:
+                if thread is None:
+                    thread = threading.Thread(target=in_thread, name="attempt")
+                    thread.start()
+                return result.result()
+            except KeyboardInterrupt:
+                if self._interrupt is not None:
+                    self._interrupt()
 
 
 @contextmanager
