@@ -203,7 +203,7 @@ def _validate(member: Member, part: ValidationPart) -> None:
     turn.heard(server.measured(turn.measured(part, *measured)))
     if not isinstance(member.config.parallel.outer_in_force, ElasticOuter):
         # What it waited for when it was given this part is in by now.
-        turn.version = server.read(turn.newest, flat.host)
+        turn.read(server, flat.host)
         flat.arrived()
 
 

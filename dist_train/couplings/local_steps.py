@@ -52,7 +52,7 @@ class LocalSteps:
         started = self._inside.start(model)
         turn = self._turn
         turn.heard(self._server.join(turn.ahead))
-        turn.version = self._server.read(turn.newest, self._flat.host)
+        turn.read(self._server, self._flat.host)
         self._flat.arrived()
         return started
 
@@ -83,14 +83,14 @@ class LocalSteps:
         travelled = server.memory.gradients[turn.buffer][share]
         travelled.copy_(flat.collect()[share]).neg_().add_(self._centre[share])
         self._push(travelled)
-        turn.version = server.read(turn.newest, flat.host)
+        turn.read(server, flat.host)
         flat.arrived()
 
     @torch.no_grad()
     def _be_drawn(self, rate: float) -> None:
         """Move towards the centre, and push the opposite move for the centre to make."""
         turn, flat, server, share = self._turn, self._flat, self._server, self._share
-        turn.version = server.read(turn.newest, self._centre)
+        turn.read(server, self._centre)
         flat.host.copy_(flat.collect())
         pull = torch.empty_like(self._centre)
         attract(flat.host, self._centre, rate, out=pull)

@@ -35,7 +35,7 @@ class ThroughServer:
         started = self._inside.start(model)
         turn = self._turn
         turn.heard(self._server.join(turn.ahead))
-        turn.version = self._server.read(turn.newest, self._flat.host)
+        turn.read(self._server, self._flat.host)
         self._flat.arrived()
         return started
 
@@ -59,7 +59,7 @@ class ThroughServer:
             turn.heard(self._server.push(turn.push(is_finite(gradient[self._share.elements]))))
             fetches = fetches or turn.was_overtaken
         if fetches:
-            turn.version = self._server.read(turn.newest, self._flat.host)
+            turn.read(self._server, self._flat.host)
             self._flat.arrived()
 
     def observe(self, metrics: Mapping[str, float]) -> None:

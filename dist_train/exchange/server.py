@@ -167,6 +167,8 @@ class Turn:
     # Tells what the member measured since its last push.
     figures: Callable[[], Figures] = Figures
     reply: Reply | None = None
+    # What was read since the last push.
+    reads: list[Version] = field(default_factory=list)
 
     @property
     def lease(self) -> Lease:
@@ -191,11 +193,17 @@ class Turn:
     def buffer(self) -> int:
         return self.sequence % BUFFERS
 
+    def read(self, server: Server, into: Tensor) -> None:
+        """Have the newest parameters copied, and remember which they are."""
+        self.version = server.read(self.newest, into)
+        self.reads.append(self.version)
+
     def push(self, finite: bool) -> Push:
         """Return the announcement of the gradient of the lease in hand, which is hereby done with."""
         self.sequence += 1
         lease = self.work.popleft().lease
         figures = self.figures()
+        reads, self.reads = tuple(self.reads), []
         return Push(
             member=self.member,
             incarnation=self.incarnation,
@@ -206,6 +214,7 @@ class Turn:
             loss=figures.loss,
             finite=finite and math.isfinite(figures.loss),
             buffer=(self.sequence - 1) % BUFFERS,
+            reads=reads,
             seconds=figures.seconds,
             memory_mb=figures.memory_mb,
             gradient_norm=figures.gradient_norm,

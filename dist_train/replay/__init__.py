@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dist_train import layout
 from dist_train.config import Config, load_config
-from dist_train.config.schema import ElasticOuter, Faults
+from dist_train.config.schema import Faults
 from dist_train.core.checkpoint import SHARED, load_part, newest
 from dist_train.core.flat import Layout
 from dist_train.core.seeds import generators_untouched
@@ -41,7 +41,6 @@ def replay(run_dir: Path) -> str:
     """
     config = _configuration(run_dir)
     found = _attempts(run_dir, config)
-    _refuse_incomplete(found, config)
     goal = _goal(run_dir, found[-1].last_step)
     with _numerics_kept(), generators_untouched():
         counts, vector, placed = _run(config, run_dir, found, goal)
@@ -138,17 +137,6 @@ def _origin(run_dir: Path, attempt: Attempt) -> Path | None:
         return None
     path = Path(attempt.origin)
     return next((each for each in (path, run_dir / layout.CHECKPOINTS / path.name) if each.exists()), None)
-
-
-def _refuse_incomplete(found: list[Attempt], config: Config) -> None:
-    """Raise ConfigError where the log lacks what members read between two pushes."""
-    parallel = config.parallel
-    elastic = isinstance(parallel.outer, ElasticOuter)
-    if not elastic and parallel.fetch_every % parallel.push_every == 0:
-        return
-    if any(gradient.reads is None for attempt in found for _, gradient in attempt.gradients):
-        what = "parallel.outer elastic" if elastic else "parallel.fetch_every below parallel.push_every"
-        raise ConfigError(f"{layout.EVENTS}: it does not say what members read at each time, as {what} needs")
 
 
 # -- what it came to -----------------------------------------------------------------------------------

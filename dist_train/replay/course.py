@@ -180,7 +180,7 @@ def _last_reads(attempt: Attempt) -> dict[Version, int]:
     """Return the last entry that reads each version."""
     reads: dict[Version, int] = {}
     for index, gradient in attempt.gradients:
-        for version in (gradient.read, *(gradient.reads or ())):
+        for version in (gradient.read, *gradient.reads):
             reads[version] = index
     return reads
 

@@ -36,8 +36,7 @@ _HARMLESS = (
 class Gradient:
     """A gradient that was pushed. ``read``: what it was computed from; ``loss``: summed over its samples.
 
-    ``reads`` are all versions that its member read since the push before, in order; None where the log has no
-    more than ``read``.
+    ``reads`` are all versions that its member read since the push before, in order.
     """
 
     who: Who
@@ -47,7 +46,7 @@ class Gradient:
     loss: float
     rates: tuple[float, ...]
     outcome: Outcome
-    reads: tuple[Version, ...] | None = None
+    reads: tuple[Version, ...]
 
     @property
     def key(self) -> Key:
@@ -222,5 +221,6 @@ def _gradient(event: Mapping[str, Any], outcome: Outcome) -> Gradient:
         loss=float(event["loss"]),
         rates=tuple(event.get("rates", ())),
         outcome=outcome,
-        reads=tuple(Version(*each) for each in event["reads"]) if "reads" in event else None,
+        # Written where it is anything but this one.
+        reads=tuple(Version(*each) for each in event.get("reads", [event["read"]])),
     )

@@ -93,7 +93,7 @@ class ScriptedServer:
 
     def read(self, at_least: Version, into: Tensor) -> Version:
         del at_least
-        version = self._reads.popleft() if self._reads else self._now.read
+        version = self._reads.popleft()
         into.copy_(self._read(version))
         return version
 
@@ -112,7 +112,7 @@ class ScriptedServer:
     def _answer(self, outcome: Outcome, sequence: int) -> Reply:
         """Answer message ``sequence`` with the next lease of the log."""
         cue = self._now
-        self._reads = deque(cue.reads or ())
+        self._reads = deque(cue.reads)
         if self.reads_after_validations:
             self._skip_validations(cue.sequence - sequence - 1)
         self._leases += 1

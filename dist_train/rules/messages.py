@@ -67,6 +67,8 @@ class Push:
     loss: float
     finite: bool = True
     buffer: int = 0
+    # All versions that the member read since the push before, in order.
+    reads: tuple[Version, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory_mb: float = 0.0
     gradient_norm: float | None = None

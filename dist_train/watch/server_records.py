@@ -173,4 +173,6 @@ def _gradient(push: Push, work: Work) -> dict[str, Any]:
         "lease": [lease.epoch, lease.offset, lease.count],
         "loss": push.loss,
     }
+    if push.reads != (push.version,):
+        found["reads"] = [list(version) for version in push.reads]
     return found | ({"rates": list(work.rates)} if work.rates else {})

@@ -10,13 +10,11 @@ from unittest.mock import Mock
 
 import server_runs
 import torch
-from torch import Tensor
 
 from dist_train.config import dump_config
 from dist_train.core.weights import write_weights
 from dist_train.exchange.areas import checksum
 from dist_train.exchange.baton import seeded
-from dist_train.exchange.twin import Seat
 from dist_train.rules.decisions import Action, Answer, Returned, Step
 from dist_train.rules.ledger import Ledger
 from dist_train.rules.messages import Push, Version
@@ -65,8 +63,6 @@ class Book:
     def __init__(self, run: server_runs.Run, run_dir: Path) -> None:
         self.run, self.run_dir = run, run_dir
         self.events: list[Event] = []
-        self._reads: dict[tuple[int, int], list[Version]] = {}
-        self._of_push: dict[tuple[int, int, int], list[Version]] = {}
         self._last: Push | None = None
         size = run.server.state.counted.train_size
         self.records = ServerRecords(Mock(), self._event, Ledger(size))
@@ -84,27 +80,11 @@ class Book:
             }
         )
         run.twin.referee = Listening(run.twin.referee, self)
-        body = run.body
-        run.body = lambda seat: body(self._watched(seat))
-
-    def _watched(self, seat: Seat) -> Seat:
-        """Note what a member reads."""
-        read, own = seat.read, self._reads.setdefault((seat.member, seat.incarnation), [])
-
-        def noted(at_least: Version, into: Tensor) -> Version:
-            own.append(read(at_least, into))
-            return own[-1]
-
-        seat.read = noted
-        return seat
 
     def hear(self, name: str, arguments: tuple[Any, ...]) -> None:
         match name, arguments:
             case "push", (Push() as push,):
                 self._last = push
-                own = self._reads[push.member, push.incarnation]
-                self._of_push[push.member, push.incarnation, push.sequence] = list(own)
-                own.clear()
                 self.records.pushed(push)
             case "applied", (Version() as version,) if self.run.config.train.deterministic:
                 crc32 = [checksum([shard.state().parameters]) for shard in self.run.shards]
@@ -121,9 +101,6 @@ class Book:
                 self.records.answered(action)
 
     def _event(self, event: Event) -> None:
-        for gradient in event.get("gradients", [event] if "sequence" in event else []):
-            key = gradient["member"], gradient["incarnation"], gradient["sequence"]
-            gradient["reads"] = [list(version) for version in self._of_push[key]]
         self.events.append(json.loads(json.dumps(event)))
 
     def rolled_back(self, to: int) -> None:

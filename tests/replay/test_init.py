@@ -277,14 +277,3 @@ class TestARunThatCannotBeReplayed:
     def test_other_data(self, run_dir: Path) -> None:
         rewritten(run_dir, lambda events: events[0].update(train_size=73))
         self.refused(run_dir, "has 72 samples, and had 73 in the run")
-
-    def test_unknown_reads(self, run_dir: Path) -> None:
-        def silent(events: list[dict[str, Any]]) -> None:
-            for event in events:
-                for gradient in event.get("gradients", []):
-                    gradient.pop("reads")
-
-        rewritten(run_dir, silent)
-        replay(run_dir)
-        self.configured(run_dir, "push_every: 1", "push_every: 2")
-        self.refused(run_dir, "does not say what members read")

@@ -75,10 +75,10 @@ class TestAttempts:
         found = one(update(1), {"event": "void", "step": 0, "era": 1, **GRADIENT, "sequence": 2})
         assert [gradient.outcome for _, gradient in found.gradients] == ["counted", "void"]
 
-    def test_reads_are_unknown_where_the_log_has_none(self) -> None:
+    def test_where_it_has_no_reads_there_was_one(self) -> None:
         found = one(update(1), update(2, reads=[]), update(3, reads=[[0, 1], [0, 2]]))
         assert [gradient.reads for _, gradient in found.gradients] == [
-            None,
+            (Version(0, 0),),
             (),
             (Version(0, 1), Version(0, 2)),
         ]
