@@ -87,6 +87,8 @@ class Server(Section):
     copies: Annotated[int, Field(ge=1, le=2, strict=True)] = 1
     # Updates between snapshots in memory: what a killed shard without a second copy may lose.
     snapshot_every: PositiveInt = 50
+    # What is said for every gradient goes straight from process to process on one node; false: through Ray.
+    direct: bool = True
 
 
 class Cluster(Section):

@@ -104,8 +104,10 @@ class Coordinator:
         await self._pump.connect(copies)
         self._spawn(self._pump.work())
 
-    async def line(self) -> str:
+    async def line(self) -> str | None:
         """Return the address of the line by which the members of this node may announce gradients."""
+        if not self._run.config.parallel.server.direct:
+            return None
         if self._listener is None:
             self._listener = await listen({"push": self.push})
         return self._listener.address

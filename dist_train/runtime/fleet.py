@@ -30,13 +30,15 @@ class Fleet:
     One batch of commands at a time: the next verb is for when the one before has returned.
     """
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, direct: bool = True) -> None:
+        """``direct``: call the copies by line where there can be one, else all through Ray."""
         self.copies: list[list[Copy]] = [[] for _ in range(shards)]
         # Those that were found gone, until somebody takes note.
         self.gone: list[Copy] = []
         self._index = 0
         # By serial; None for a copy that is called through Ray.
         self._lines: dict[int, AsyncLine | None] = {}
+        self._direct = direct
 
     @property
     def all(self) -> list[Copy]:
@@ -87,7 +89,7 @@ class Fleet:
 
     async def _obeyed(self, copy: Copy, index: int, commands: tuple[Command, ...]) -> Done:
         if copy.serial not in self._lines:
-            self._lines[copy.serial] = await _line_to(copy)
+            self._lines[copy.serial] = await _line_to(copy) if self._direct else None
         done: Done
         if (line := self._lines[copy.serial]) is not None:
             try:

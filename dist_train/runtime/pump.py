@@ -51,7 +51,8 @@ class Pump:
         self._memories = memories
         self._react = react
         self._ask = ask
-        self._fleet = Fleet(run.config.parallel.server.shards)
+        server = run.config.parallel.server
+        self._fleet = Fleet(server.shards, server.direct)
         self._entry = Entry()
         self._queue: deque[Entry] = deque()
         self._wake = asyncio.Event()

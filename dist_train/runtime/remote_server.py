@@ -178,8 +178,9 @@ class RemoteServer:
 
     def _line_if_near(self) -> Line | None:
         """Open a line to the coordinator; None where there can be none."""
+        address = self._coordinator.keep_asking("line") if self._is_near else None
         with suppress(LineBroken):
-            return Line(self._coordinator.keep_asking("line")) if self._is_near else None
+            return None if address is None else Line(address)
         return None
 
     def _speak(self, verb: str, *arguments: Any) -> Reply:

@@ -54,3 +54,13 @@ def test_a_message_that_could_not_be_judged_may_come_again() -> None:
 
 def test_nobody_need_wait_for_an_answer() -> None:
     Answers().give((0, 0, 1), COUNTED)
+
+
+def test_a_message_that_is_not_answered_yet_is_not_forgotten() -> None:
+    async def again() -> bool:
+        answers = Answers()
+        answers.expect((0, 0, 1))
+        answers.expect((0, 0, 2))
+        return answers.expect((0, 0, 1))[1]
+
+    assert not asyncio.run(again())

@@ -94,7 +94,7 @@ class PlainRun:
     parts = (range(16),)
 
     def __init__(self) -> None:
-        self.config = SimpleNamespace(parallel=SimpleNamespace(server=SimpleNamespace(shards=1)))
+        self.config = SimpleNamespace(parallel=SimpleNamespace(server=SimpleNamespace(shards=1, direct=True)))
         self.holdings = PlainHoldings()
         self.referee = PlainReferee()
         self.events: list[str] = []
