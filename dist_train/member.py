@@ -170,7 +170,7 @@ def _train(member: Member) -> None:
 
 def _lease(member: Member, batches: Iterator[Any]) -> None:
     """Train on the lease in hand, in its parts; with the last of them the gradient is handed in."""
-    learner, turn, config = member.learner, member.turn, member.config
+    learner, turn = member.learner, member.turn
     work = turn.work[0]
     lease = work.lease
     seed = learner.state.counted.seed
@@ -180,8 +180,11 @@ def _lease(member: Member, batches: Iterator[Any]) -> None:
     for part, piece in enumerate(pieces):
         turn.part, turn.is_last = part, part == len(pieces) - 1
         turn.weight = piece.count / lease.count
-        rate = work.rates[part] if work.rates else config.optimizer.lr
-        learner.step_on(batches, piece.count, rate)
+        # Without rates it makes no step of its own.
+        learner.step_on(batches, piece.count, work.rates[part] if work.rates else 0.0)
+    if turn.was_refused:
+        # What made its own steps not finite may be what its optimizer remembers.
+        learner.state.optimizer.state.clear()
     learner.state.counted.updates = turn.version.number
 
 

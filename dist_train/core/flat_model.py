@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -145,9 +145,9 @@ def read_statistics(buffers: Iterable[Tensor], vector: Tensor) -> None:
         start += buffer.numel()
 
 
-def mean_statistics(buffers: Iterable[Tensor], vectors: list[Tensor]) -> Tensor:
+def mean_statistics(buffers: Iterable[Tensor], vectors: Sequence[Tensor]) -> Tensor:
     """Return the members' mean; of whole numbers, such as counts of batches, the first member's."""
-    mean = torch.stack(vectors).mean(dim=0)
+    mean = torch.stack(list(vectors)).mean(dim=0)
     start = 0
     for buffer in buffers:
         if not buffer.is_floating_point():

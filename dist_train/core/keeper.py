@@ -110,23 +110,26 @@ def restore(state: State, origin: Path, rank: int, workers: int, seed: int) -> N
         seed_all(worker_seed(seed, rank, state.counted.samples))
 
 
-def plan_from(config: Config, state: State, workers: int, train_size: int) -> tuple[Plan, str | None]:
+def plan_from(
+    config: Config, state: State, workers: int, train_size: int, backups: int | None = None
+) -> tuple[Plan, str | None]:
     """Make the plan for a new or restored state, and say in a line what changed in the learning rate.
 
     Where the batch that the rate goes by changed since the state was saved, the rate follows the scaling
-    rule, at once or, with schedule.rewarm, climbing from the old rate.
+    rule, at once or, with schedule.rewarm, climbing from the old rate. ``backups`` is the number in force
+    where the configuration leaves it to be chosen.
     """
     chosen, counted, samples = state.chosen, state.counted, state.counted.samples
     _refuse_other_data(state, train_size)
     old_rate, old_batch = chosen.rate, chosen.batch
-    first = make_plan(config, workers, train_size)
+    first = make_plan(config, workers, train_size, backups=backups)
     chosen.batch = first.scaling_batch
     _refuse_uneven_passes(config, counted, workers, first.samples_per_update)
-    done = _before_position(config, counted, first.samples_per_update)
+    done = done_before(config, counted, first.samples_per_update)
     if old_rate is None or old_batch is None or old_batch == chosen.batch:
-        return make_plan(config, workers, train_size, chosen.rewarms, done), None
+        return make_plan(config, workers, train_size, chosen.rewarms, done, backups), None
     chosen.rewarms = ()
-    plan = make_plan(config, workers, train_size, done=done)
+    plan = make_plan(config, workers, train_size, done=done, backups=backups)
     what = "global batch" if config.parallel.outer_in_force is None else "batch of one local step"
     rate, note = (
         learning_rate(plan.schedule, samples),
@@ -139,7 +142,7 @@ def plan_from(config: Config, state: State, workers: int, train_size: int) -> tu
         return plan, note
     span = plan.samples_in(config.schedule.rewarm)
     chosen.rewarms = (Rewarm(samples, span, old_rate / rate),)
-    plan = make_plan(config, workers, train_size, chosen.rewarms, done)
+    plan = make_plan(config, workers, train_size, chosen.rewarms, done, backups)
     return plan, f"{note}, climbing over {span} samples"
 
 
@@ -153,8 +156,11 @@ def _refuse_other_data(state: State, train_size: int) -> None:
         )
 
 
-def _before_position(config: Config, counted: Counted, batch: int) -> Done:
-    """Return what will be done when the data reach the position: unfinished runs come before it."""
+def done_before(config: Config, counted: Counted, batch: int) -> Done:
+    """Return what will be done when the data reach the position: unfinished runs come before it.
+
+    They are trained in updates of ``batch`` samples.
+    """
     waiting = samples_in(counted.unfinished)
     updates = -(-waiting // batch)
     if config.train.length.steps is not None:

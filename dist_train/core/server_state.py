@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Shape:
 class ServerState:
     """All that the server knows of a replica, on the CPU.
 
-    ``statistics`` are each member's buffers, ``inner`` what members with local steps keep for themselves.
+    ``statistics`` are each member's buffers as they are now, ``inner`` what members with local steps keep for
+    themselves. What is saved and delivered has the buffers that belong to the state taken last.
     """
 
     def __init__(self, state: State, layout: Layout, shape: Shape) -> None:
@@ -67,6 +68,7 @@ class ServerState:
         self._further: dict[str, Tensor] = {}
         self._scalars: dict[str, float] = {}
         self.statistics = [self._own_statistics() for _ in range(shape.members)]
+        self._taken_statistics: Sequence[Tensor] = self.statistics
         self.inner: dict[int, Deposit] = {}
 
     @property
@@ -108,8 +110,11 @@ class ServerState:
                 squares.copy_(saved)
         return flat.scalars
 
-    def take(self, area: Area, scalars: Mapping[str, float]) -> None:
-        """Take what the shards have made of an area."""
+    def take(
+        self, area: Area, scalars: Mapping[str, float], statistics: Sequence[Tensor] | None = None
+    ) -> None:
+        """Take what the shards have made of an area, and each member's buffers then; None: those of now."""
+        self._taken_statistics = self.statistics if statistics is None else statistics
         self.layout.unflatten(area.parameters, dict(self.state.model.named_parameters()))
         flat = FlatState(dict(area.optimizer), dict(scalars))
         if self.shape.outer:
@@ -126,15 +131,16 @@ class ServerState:
 
     def deliver(self) -> None:
         """Give the model the mean of the members' buffers, with which it is validated and delivered."""
-        read_statistics(self._buffers, self.mean_statistics())
+        read_statistics(self._buffers, mean_statistics(self._buffers, self._taken_statistics))
 
     def mean_statistics(self) -> Tensor:
+        """Return the mean of the members' buffers as they are now."""
         return mean_statistics(self._buffers, self.statistics)
 
     def parts(self) -> dict[str, Part]:
         """Return what a checkpoint holds; the tensors are the live ones."""
         parts = {SHARED: self.state.shared_part()}
-        for member, vector in enumerate(self.statistics):
+        for member, vector in enumerate(self._taken_statistics):
             read_statistics(self._buffers, vector)
             buffers = {name: buffer.detach().clone() for name, buffer in self.state.model.named_buffers()}
             # No generators: members seed theirs before every gradient.

@@ -3,6 +3,10 @@
 Local SGD (Stich 2018) with plain averaging, DiLoCo (Douillard et al. 2023, algorithm 1) with an outer
 Nesterov step, and elastic averaging (Zhang, Choromanska and LeCun 2015, algorithm 1), where members keep
 their own parameters and are drawn to the server's. What goes to the server counts as a gradient there.
+
+Elastic moves are made between two gradients: each is taken and applied at the same parameters, those after
+the last move. (The paper takes the first gradient after a move at the parameters before it.) A member whose
+parameters are not finite goes on from the centre.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.couplings import Apply, Coupling, Started
-from dist_train.exchange.server import Flat, Inner, Server, Share, Turn, is_finite
+from dist_train.exchange.server import Flat, Inner, Server, Share, Turn, is_finite, settle_statistics
 from dist_train.optimizers.outer import attract
 
 
@@ -45,11 +49,14 @@ class LocalSteps:
         self._moving_rate = moving_rate
         self._inner = inner
         self._deposit = 0
+        # The buffers' values that came with the last push which was not refused.
+        self._sound = torch.empty_like(server.memory.statistics)
         # The server's parameters that the steps begin from or, in elastic averaging, last read.
         self._centre = torch.empty_like(flat.host)
 
     def start(self, model: nn.Module) -> Started:
         started = self._inside.start(model)
+        self._flat.statistics_into(self._sound)
         turn = self._turn
         turn.heard(self._server.join(turn.ahead))
         turn.read(self._server, self._flat.host)
@@ -88,15 +95,19 @@ class LocalSteps:
 
     @torch.no_grad()
     def _be_drawn(self, rate: float) -> None:
-        """Move towards the centre, and push the opposite move for the centre to make."""
+        """Move towards the centre, and push the opposite move for the centre to make: both do, or neither."""
         turn, flat, server, share = self._turn, self._flat, self._server, self._share
         turn.read(server, self._centre)
-        flat.host.copy_(flat.collect())
-        pull = torch.empty_like(self._centre)
+        local, pull = flat.collect().clone(), torch.empty_like(self._centre)
+        flat.host.copy_(local)
         attract(flat.host, self._centre, rate, out=pull)
         server.memory.gradients[turn.buffer][share].copy_(pull[share])
+        # It moves first, for what it leaves with the push is what it has once that counts.
         flat.arrived()
         self._push(pull[share])
+        if not turn.counted:
+            flat.host.copy_(self._centre if turn.was_refused else local)
+            flat.arrived()
 
     def _push(self, gradient: Tensor) -> None:
         """Announce what was handed in, and what the member keeps for itself."""
@@ -106,6 +117,7 @@ class LocalSteps:
             scalars = self._inner.leave(memory.deposits[self._deposit])
             push = replace(push, deposit=self._deposit, scalars=scalars)
         turn.heard(self._server.push(push))
+        settle_statistics(turn, self._flat, memory.statistics, self._sound)
         if turn.counted:
             # This deposit may be copied until the next one counts.
             self._deposit = 1 - self._deposit

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dist_train.couplings import Apply, Coupling, Started
-from dist_train.exchange.server import Flat, Server, Share, Turn, is_finite
+from dist_train.exchange.server import Flat, Server, Share, Turn, is_finite, settle_statistics
 
 
 class ThroughServer:
@@ -30,9 +31,12 @@ class ThroughServer:
         self._turn = turn
         self._share = share
         self._fetch_every = fetch_every
+        # The buffers' values that came with the last gradient which was not refused.
+        self._sound = torch.empty_like(server.memory.statistics)
 
     def start(self, model: nn.Module) -> Started:
         started = self._inside.start(model)
+        self._flat.statistics_into(self._sound)
         turn = self._turn
         turn.heard(self._server.join(turn.ahead))
         turn.read(self._server, self._flat.host)
@@ -57,6 +61,7 @@ class ThroughServer:
         if turn.is_last:
             self._flat.statistics_into(memory.statistics)
             turn.heard(self._server.push(turn.push(is_finite(gradient[self._share.elements]))))
+            settle_statistics(turn, self._flat, memory.statistics, self._sound)
             fetches = fetches or turn.was_overtaken
         if fetches:
             turn.read(self._server, self._flat.host)

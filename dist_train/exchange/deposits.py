@@ -41,6 +41,10 @@ class Deposits:
             for member, last in self._last.items()
         }
 
+    def go_back(self, kept: Mapping[int, Deposit]) -> None:
+        """Let what was ``kept`` with the state that all go back to count, not what members left since."""
+        self._last = dict(kept)
+
     def hand_over(
         self, member: int, memory: MemberMemory, saved: Deposit | None
     ) -> Mapping[str, float] | None:

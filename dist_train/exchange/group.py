@@ -17,14 +17,14 @@ class GroupServer:
     """The server as one worker of a group sees it; every verb is called by all workers of the group.
 
     ``server`` is each worker's own way to it, whose speaking verbs only the leader uses; ``memory`` is the
-    leader's for gradients, which each worker writes its share of.
+    leader's for gradients, which each worker writes its share of, and the worker's own for its buffers.
     """
 
     def __init__(self, server: Server, collective: Collective, leads: bool) -> None:
         self._server = server
         self._collective = collective
         self._leads = leads
-        self.memory: MemberMemory = server.memory
+        self.memory: MemberMemory = server.memory.with_own_statistics()
 
     def enlist(self, sizes: Sizes) -> Welcome:
         welcome = self._server.enlist(sizes) if self._leads else None
@@ -38,11 +38,18 @@ class GroupServer:
         return self._told(self._server.join(ahead) if self._leads else None)
 
     def push(self, push: Push) -> Reply:
-        """Push once all shares are written; finite only if every share is."""
-        mean_in_place(self._collective, [self.memory.statistics])
-        bad = self._collective.sum(torch.tensor([float(not push.finite), push.loss], dtype=torch.float64))
-        whole = replace(push, finite=not bad[0], loss=float(bad[1]))
-        return self._told(self._server.push(whole) if self._leads else None)
+        """Push once all shares are written; finite only if every share and every worker's loss is."""
+        mean = self.memory.statistics.clone()
+        mean_in_place(self._collective, [mean])
+        told = torch.tensor([float(push.finite), push.loss], dtype=torch.float64)
+        finite, losses = self._collective.gather(told).unbind(dim=1)
+        bad = tuple((~torch.isfinite(losses)).nonzero().flatten().tolist())
+        whole = replace(push, finite=bool(finite.all()), loss=float(losses.sum()), not_finite=bad)
+        if not self._leads:
+            return self._told(None)
+        # Nobody reads them there before the push: what is shared is only the leader's to write.
+        self._server.memory.statistics.copy_(mean)
+        return self._told(self._server.push(whole))
 
     def measured(self, measured: Measured) -> Reply:
         """Hand in the sums over what all workers of the group measured."""

@@ -107,6 +107,9 @@ class PublishedReader:
     def newest(self) -> Edition | None:
         return _edition(self._words[0])
 
+    def has(self, edition: Edition) -> bool:
+        return _stamp(edition) in self._words.tolist()[1:]
+
     def read(self, edition: Edition, into: Tensor) -> bool:
         """Copy ``edition`` to ``into``, a tensor of ``size`` elements on any device.
 
@@ -138,17 +141,18 @@ def read_all(
 ) -> Edition:
     """Copy the newest edition that all shards have to ``parts``, and return which one it is: never a mix.
 
-    Raises NotPublished when ``at_least`` or later has not come within ``patience_s`` seconds.
+    Raises NotPublished when ``at_least`` or later has not come within ``patience_s`` seconds. A copy that was
+    torn shows that the shards are at work: patience begins again, however long the copies take.
     """
     deadline = clock() + patience_s
     while True:
         newest = [reader.newest() or Edition(-1, -1) for reader in readers]
         edition = min(newest)
-        if edition >= at_least and all(
-            reader.read(edition, part) for reader, part in zip(readers, parts, strict=True)
-        ):
-            return edition
-        if clock() > deadline:
+        if edition >= at_least and all(reader.has(edition) for reader in readers):
+            if all(reader.read(edition, part) for reader, part in zip(readers, parts, strict=True)):
+                return edition
+            deadline = clock() + patience_s
+        elif clock() > deadline:
             shard = newest.index(edition)
             raise NotPublished(
                 f"waited {patience_s:g} s for version {at_least.version} (era {at_least.era}) of all shards: "

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ class Address:
 class Segment:
     """``size`` bytes of shared memory, mapped into this process; zeros at first.
 
-    Whoever has it open keeps it alive, and may offer it to others under its own address. All pages are there
-    from the start, so that no training step pays for their first use.
+    Whoever has it open keeps it alive, and may offer it to others under its own address, until it is closed
+    or dropped. All pages are there from the start, so that no training step pays for their first use.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -63,6 +64,9 @@ class Segment:
         self._memory: mmap.mmap | None = mmap.mmap(descriptor, size)
         self._pinned = False
         _populate(self._memory, descriptor, size)
+        # Whoever drops a segment closes it; last here, as until now the caller closes the descriptor.
+        self._release = weakref.finalize(self, os.close, descriptor)
+        self._release.atexit = False
 
     @classmethod
     def create(cls, size: int) -> Segment:
@@ -142,7 +146,7 @@ class Segment:
             _cuda().cudaHostUnregister(self._pointer())
         # Unmapping here would leave the tensors without memory; the last reference does it.
         self._memory = None
-        os.close(self._descriptor)
+        self._release()
 
     def _held(self) -> mmap.mmap:
         if self._memory is None:

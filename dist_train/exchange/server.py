@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,6 +45,12 @@ class MemberMemory:
         start += aligned(8 * statistics)
         rows = [segment.tensor(torch.float32, start + row * stride, size) for row in range(BUFFERS * kept)]
         self.deposits = [rows[:kept], rows[kept:]] if kept else []
+
+    def with_own_statistics(self) -> MemberMemory:
+        """Return the same memory but for the buffers' values, which are this process's alone."""
+        own = copy(self)
+        own.statistics = torch.empty_like(self.statistics)
+        return own
 
     @staticmethod
     def bytes(size: int, statistics: int, kept: int = 0) -> int:
@@ -123,6 +130,8 @@ class Flat(Protocol):
 
     def statistics_into(self, out: Tensor) -> None: ...
 
+    def take_statistics(self, vector: Tensor) -> None: ...
+
     def collect(self) -> Tensor: ...
 
     def arrived(self) -> None: ...
@@ -190,6 +199,11 @@ class Turn:
         return self.reply is not None and self.reply.outcome == "counted"
 
     @property
+    def was_refused(self) -> bool:
+        """Whether the last gradient did not count, as it was not finite."""
+        return self.reply is not None and self.reply.outcome == "refused"
+
+    @property
     def buffer(self) -> int:
         return self.sequence % BUFFERS
 
@@ -230,6 +244,17 @@ class Turn:
             self.work.clear()
         self.work.extend(reply.work)
         self.reply = reply
+
+
+def settle_statistics(turn: Turn, flat: Flat, pushed: Tensor, sound: Tensor) -> None:
+    """Keep in ``sound`` the buffers' values that were ``pushed``; after a refusal, go back to those in it.
+
+    A batch whose gradient is not finite may have left NaN in the running statistics, which stays.
+    """
+    if turn.was_refused:
+        flat.take_statistics(sound)
+    else:
+        sound.copy_(pushed)
 
 
 def is_finite(values: Tensor) -> bool:

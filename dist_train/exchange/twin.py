@@ -254,8 +254,6 @@ class Twin:
     def _send(self, seat: Seat) -> list[Action]:
         match seat.message:
             case Push() as push:
-                if self._seats[seat.member] is seat:
-                    self._kept.statistics[seat.member].copy_(seat.memory.statistics)
                 return self.referee.push(push)
             case Measured() as measured:
                 return self.referee.measured(measured)
@@ -305,6 +303,7 @@ class Twin:
     def _take(self, take: Take) -> None:
         push = take.push
         memory = self._processes[(push.member, push.incarnation)].memory
+        self._kept.statistics[push.member].copy_(memory.statistics)
         for shard, part in self._shards:
             gradient, base = memory.gradients[push.buffer][part], memory.parameters[part]
             shard.take(push.member, gradient, take.weight, base, borrow=take.alone)

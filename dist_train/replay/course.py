@@ -161,7 +161,8 @@ class Course:
             computed = member.compute(gradient)
         except KeyError:
             raise Different(f"{where}: {gradient}, was computed before that version was there") from None
-        self._statistics[gradient.who[0]] = computed.statistics
+        if gradient.outcome == "counted":
+            self._statistics[gradient.who[0]] = computed.statistics
         self._counts.gradients += 1
         return computed
 

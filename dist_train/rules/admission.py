@@ -73,6 +73,8 @@ class Admission:
     def __post_init__(self) -> None:
         self._members = [_Member() for _ in range(self.members)]
         self._next_rule = self.rule
+        # Under a bound: the clock that each counted gradient is stamped with, and the update it is in.
+        self._unpublished: list[tuple[int, Version]] = []
 
     def change(self, rule: Rule) -> None:
         """Go by other settings, from the next update on that has no gradient yet."""
@@ -132,11 +134,13 @@ class Admission:
             return "refused"
         if self.rule.drop_late and (self._staleness(push) > 0 or self._is_full):
             return "dropped"
-        self._members[push.member].clock += 1
         if self._is_full:
             self.waiting.append(push)
         else:
             self.gathered.append(Contribution(push, self._staleness(push)))
+        if self.rule.bound is not None:
+            self._unpublished.append((self._members[push.member].clock, self.update_of(push)))
+        self._members[push.member].clock += 1
         return "counted"
 
     @property
@@ -186,15 +190,30 @@ class Admission:
     def abandon(self) -> list[Push]:
         """Leave the update in the making, and return the gradients that will be in none."""
         lost = self.pushes
+        self._unpublished = [each for each in self._unpublished if each[1] <= self.version]
         self.gathered, self.rule = [], self._next_rule
         self.waiting.clear()
         return lost
 
-    def may_read(self, member: int, working: Collection[int]) -> bool:
-        """Say whether the bound lets a member begin its next gradient.
+    def applied(self, version: Version) -> None:
+        """Take note that whoever reads from now on sees at least ``version``."""
+        self._unpublished = [each for each in self._unpublished if each[1] > version]
 
-        A member at clock c waits until every member with work in hand has reached clock c - s; what such
-        a reader sees then holds all updates up to clock c - s - 1, and its own (Ho et al. 2013).
+    def sees_enough(self, member: int) -> bool:
+        """Say whether what is published holds what the bound promises a member at its clock c.
+
+        That is every gradient stamped c - s - 1 or earlier, whoever gave it: the one that a member gives at
+        clock k is stamped k (Ho et al. 2013, section 3).
+        """
+        if self.rule.bound is None:
+            return True
+        promised = self._members[member].clock - self.rule.bound - 1
+        return all(stamp > promised for stamp, _ in self._unpublished)
+
+    def may_read(self, member: int, working: Collection[int]) -> bool:
+        """Say whether the bound lets a member begin its next gradient, once it ``sees_enough``.
+
+        A member at clock c waits until every member with work in hand has reached clock c - s.
         """
         if self.rule.bound is None:
             return True
@@ -203,10 +222,11 @@ class Admission:
         ]
         return not clocks or self._members[member].clock - min(clocks) <= self.rule.bound
 
-    def roll_back(self, number: int) -> None:
-        """Go back to an earlier version in a new era: gradients of the lost one are void."""
-        self.version = Version(self.version.era + 1, number)
+    def roll_back(self, number: int, era: int | None = None) -> None:
+        """Go back to an earlier version in a new era, or in the next: gradients of the lost one are void."""
+        self.version = Version(self.version.era + 1 if era is None else era, number)
         self.abandon()
+        self._unpublished.clear()
 
     def incarnation(self, member: int) -> int:
         return self._members[member].incarnation

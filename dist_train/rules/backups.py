@@ -7,9 +7,9 @@ N-th arrival. Abadi et al. 2016, section 6.3, compare the samples per second: t(
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Choice:
             {name: round(value, 6) for name, value in asdict(candidate).items()} for candidate in self.table
         ]
         return {"chosen": self.backups, "why": self.why, "table": table}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Read what ``record`` returned."""
+        table = tuple(Candidate(**candidate) for candidate in record["table"])
+        return cls(record["chosen"], table, record["why"])
 
 
 def choose(arrivals: Sequence[Sequence[float]], most: int | None = None) -> Choice:

@@ -1,13 +1,14 @@
 """Who trains on which samples: pieces of the one order of samples, dealt out, taken back, accounted for.
 
 An update's draw is cut into as many leases as it takes gradients. A lease is *out* until an update holds its
-gradient; a late, refused or lost one goes back to the front of the queue, so that no sample is left out.
+gradient; a late, refused or lost one goes back to the front of the queue, so that no sample is left out. Who
+was too late with a lease gets another: else a slow member's samples would never count (Chen et al. 2016).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from dist_train.rules.messages import Lease
@@ -63,24 +64,34 @@ class Dealer:
         self._updates: dict[int, int] = {}
         self._queue: deque[Lease] = deque()
         self._out: dict[int, tuple[int, Lease]] = {}
+        # The members that were too late with each lease.
+        self._late: dict[int, set[int]] = {}
         self._refill(unfinished)
 
-    def deal(self, member: int) -> Lease | None:
-        """Give ``member`` the next lease; None when there is none now."""
-        lease = self._next_for(member)
+    def deal(self, member: int, live: Collection[int] = ()) -> Lease | None:
+        """Give ``member`` the next lease; None when there is none now.
+
+        One that it was too late with is left to those of ``live`` who were not, unless nothing else is left.
+        """
+        lease = self._next_for(member, live)
         if lease is None:
             self._draw()
-            lease = self._next_for(member)
+            lease = self._next_for(member, live) or self._next_for(member)
         if lease is not None:
             self._queue.remove(lease)
             self._out[lease.number] = (member, lease)
         return lease
 
-    def _next_for(self, member: int) -> Lease | None:
+    def _next_for(self, member: int, live: Collection[int] = ()) -> Lease | None:
         if not self.deck.in_step:
-            return self._queue[0] if self._queue else None
+            free = (lease for lease in self._queue if not self._is_for_others(lease, member, live))
+            return next(free, None)
         held = {self._updates[lease.number] for lease in self.held_by(member)}
         return next((lease for lease in self._queue if self._updates[lease.number] not in held), None)
+
+    def _is_for_others(self, lease: Lease, member: int, live: Collection[int]) -> bool:
+        late = self._late.get(lease.number, set())
+        return member in late and not late.issuperset(live)
 
     def held_by(self, member: int) -> list[Lease]:
         return [lease for holder, lease in self._out.values() if holder == member]
@@ -110,12 +121,18 @@ class Dealer:
         """Take note that an update holds the lease's gradient."""
         _, lease = self._out.pop(number)
         del self._updates[number]
+        self._late.pop(number, None)
         self.trained += lease.count
         return lease
 
-    def take_back(self, number: int) -> Lease:
-        """Put a lease back, to be the next one dealt; KeyError when it is not out."""
-        _, lease = self._out.pop(number)
+    def take_back(self, number: int, late: bool = False) -> Lease:
+        """Put a lease back, to be the next one dealt; KeyError when it is not out.
+
+        ``late``: its gradient came too late.
+        """
+        member, lease = self._out.pop(number)
+        if late:
+            self._late.setdefault(number, set()).add(member)
         self._queue.appendleft(lease)
         return lease
 
@@ -144,7 +161,7 @@ class Dealer:
 
     def restart(self, position: Position, unfinished: Iterable[Run], trained: int) -> None:
         """Begin again from an earlier position. Leases are withdrawn, and their numbers never used again."""
-        for known in (self._queue, self._out, self._updates):
+        for known in (self._queue, self._out, self._updates, self._late):
             known.clear()
         self.position, self.trained = position, trained
         self._refill(unfinished)

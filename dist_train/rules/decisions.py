@@ -46,6 +46,8 @@ class Milestone:
     hold: bool = False
     save: bool = False
     snapshot: bool = False
+    # Whether a validation was due by then and had not come to its end.
+    owes_validation: bool = False
 
 
 @dataclass(frozen=True)

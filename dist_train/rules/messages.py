@@ -72,6 +72,8 @@ class Push:
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory_mb: float = 0.0
     gradient_norm: float | None = None
+    # Of a group: the workers, by their rank in it, whose loss is not finite.
+    not_finite: tuple[int, ...] = ()
     # With local steps: where the member's own state lies, and the numbers that belong to it.
     deposit: int | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)

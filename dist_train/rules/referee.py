@@ -124,10 +124,9 @@ class Referee:
             seat.needs = Version(push.version.era, self.admission.version.number + full)
         elif outcome == "counted":
             seat.gradient, seat.update = push, self.admission.update_of(push)
+            seat.untaken = True
             if self.admission.rule.read_own:
                 seat.needs = seat.update
-            else:
-                seat.untaken = True
         return seat
 
     def _counted(self, push: Push) -> list[Action]:
@@ -138,9 +137,10 @@ class Referee:
     def _turned_away(self, push: Push, outcome: Outcome) -> list[Action]:
         if outcome == "void":
             return []
-        version, lease = self.admission.version, self.dealer.take_back(push.lease)
+        late = outcome == "dropped"
+        version, lease = self.admission.version, self.dealer.take_back(push.lease, late)
         returned = Returned(push.member, push.incarnation, outcome, version, push.version, _run(lease))
-        if outcome == "dropped":
+        if late:
             return [returned]
         return [returned, *self._refusals.refused(push, len(self.admission.live), version.number)]
 
@@ -154,6 +154,7 @@ class Referee:
     def applied(self, version: Version) -> list[Action]:
         """Take note that every shard has published ``version``."""
         self.published = max(self.published, version)
+        self.admission.applied(self.published)
         return self._go_on()
 
     def held(self, step: int) -> list[Action]:
@@ -208,14 +209,15 @@ class Referee:
         self.admission.change(terms.rule)
         return self._go_on()
 
-    def roll_back(self, to: Start) -> list[Action]:
+    def roll_back(self, to: Start, era: int | None = None) -> list[Action]:
         """Go back to the state of an earlier update, whose later ones are lost with a shard.
 
+        ``era`` is the one that the shards have begun, if not the next: they may have had to begin twice.
         Call it once the shards hold that state, and pass on no report of what they did before. The version
         held for a validation is not lost; one that all were not yet known to hold is held again.
         """
         self._abandon()
-        self.admission.roll_back(to.updates)
+        self.admission.roll_back(to.updates, era)
         self.published = self.admission.version
         self._seats.roll_back(self.published)
         self.samples = to.samples
@@ -288,7 +290,8 @@ class Referee:
         self, log: bool = False, hold: bool = False, save: bool = False, snapshot: bool = False
     ) -> Milestone:
         where = self.dealer.position, self.dealer.unfinished
-        return Milestone(self.admission.version, self.samples, *where, log, hold, save, snapshot)
+        owes = self.owes_validation
+        return Milestone(self.admission.version, self.samples, *where, log, hold, save, snapshot, owes)
 
     def _goes_on(self, position: Position, samples: int) -> bool:
         return not self.terms.finished(self.admission.version.number, samples, position)
@@ -314,12 +317,14 @@ class Referee:
         """Answer whoever need wait no longer; leases are dealt round by round, so all get a share."""
         answers: list[Action] = []
         ready: list[int] = []
-        over = self.finished and not self.owes_validation
+        over, held_up = self.finished and not self.owes_validation, self._held_up
         for member in self._seats.members:
             goes_on = self._may_go_on(self._seats[member])
             if self.stopped or (over and goes_on):
                 answers.append(self._reply(member, stop=True))
-            elif (goes_on or self._held_up) and (part := self._part(member)):
+            elif (goes_on or (held_up and not self._seats[member].is_read(self.published))) and (
+                part := self._part(member)
+            ):
                 answers.append(self._reply(member, validation=part))
             elif goes_on and not self.finished and self._may_read(member):
                 ready.append(member)
@@ -330,7 +335,7 @@ class Referee:
         needs, newest = seat.needs, self.admission.version
         if self.admission.rule.reads_newest:
             needs = max(needs, newest)
-        if self.published >= needs and not seat.untaken:
+        if self.published >= needs and not seat.is_read(self.published):
             return True
         seat.waited_for = "server" if newest >= needs else "quorum"
         return False
@@ -344,9 +349,12 @@ class Referee:
         return self.validation.deal(member) if self.validation is not None else None
 
     def _may_read(self, member: int) -> bool:
-        if self.admission.may_read(member, self._able):
+        if not self.admission.may_read(member, self._able):
+            self._seats[member].waited_for = "bound"
+        elif not self.admission.sees_enough(member):
+            self._seats[member].waited_for = "server"
+        else:
             return True
-        self._seats[member].waited_for = "bound"
         return False
 
     def _dealt(self, ready: list[int]) -> dict[int, tuple[Work, ...]]:
@@ -359,7 +367,9 @@ class Referee:
         dealt: dict[int, list[Work]] = {member: [] for member in ready}
         for turn in range(max((self._ahead[member] for member in ready), default=0)):
             for member in ready:
-                if in_hand[member] <= turn < self._ahead[member] and (lease := self.dealer.deal(member)):
+                if not in_hand[member] <= turn < self._ahead[member]:
+                    continue
+                if lease := self.dealer.deal(member, self.admission.live):
                     dealt[member].append(self.terms.work(lease, self.samples))
         return {member: tuple(work) for member, work in dealt.items() if work or in_hand[member]}
 

@@ -26,6 +26,10 @@ class Seat:
     untaken: bool = False
     waited_for: Waiting = "work"
 
+    def is_read(self, published: Version) -> bool:
+        """Say whether the shards may still read its memory, with its gradient neither taken nor in."""
+        return self.untaken and (self.update is None or published < self.update)
+
     def lose(self, newest: Version) -> None:
         """Take note that its gradient will be in no update."""
         if self.gradient is not None and self.gradient.sequence == self.sequence:

@@ -9,7 +9,7 @@ from dist_train.rules.admission import Contribution, Rule
 from dist_train.rules.dealing import BEGINNING, Deck
 from dist_train.rules.decisions import Take
 from dist_train.rules.messages import Lease, Work
-from dist_train.rules.sampling import Cursor, Position, Run
+from dist_train.rules.sampling import Cursor, Position, Run, parts_of
 from dist_train.rules.timetable import Due, Timetable
 
 
@@ -30,8 +30,9 @@ class Terms:
 
     ``rate_at(samples)`` is the learning rate (and momentum, if it moves) once ``samples`` are trained;
     ``finished(updates, samples, position)`` ends training; ``own_steps`` are the steps that a member makes by
-    itself for one push, each at ``own_rate`` times the rate; ``outer_rate`` replaces the rate of the server's
-    optimizer; ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015).
+    itself for one push. With ``outer_rate``, the rate of the server's optimizer, each of them is at the
+    scheduled rate, and else at that part of it which its samples are of an update's: so far the server will
+    move by them. ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015).
     """
 
     rule: Rule
@@ -41,7 +42,6 @@ class Terms:
     rate_at: Callable[[int], tuple[float, float | None]]
     finished: Callable[[int, int, Position], bool]
     own_steps: int = 0
-    own_rate: float = 1.0
     outer_rate: float | None = None
     inverse: bool = False
     snapshot_every: int = 0
@@ -71,7 +71,9 @@ class Terms:
 
         An epoch ends when its samples add up, whichever they are.
         """
-        epoch = after // self.epoch_samples
+        # One update may bring several epochs to an end: the last that is validated tells.
+        ended = after // self.epoch_samples
+        epoch = ended - ended % self.timetable.validate_epochs
         crossed = epoch > before // self.epoch_samples
         return self.timetable.after(number, Cursor(Position(epoch, 0 if crossed else 1)), ends)
 
@@ -82,5 +84,11 @@ class Terms:
     def work(self, lease: Lease, samples: int) -> Work:
         """Give a lease its rates: an update trains ``quorum`` times as many samples as the lease has."""
         whole, steps = lease.count * self.rule.quorum, self.own_steps
-        trained = [samples + whole * step // steps for step in range(steps)]
-        return Work(lease, tuple(self.rate_at(each)[0] * self.own_rate for each in trained))
+        if self.outer_rate is not None:
+            trained = [samples + whole * step // steps for step in range(steps)]
+            return Work(lease, tuple(self.rate_at(each)[0] for each in trained))
+        if not steps:
+            return Work(lease)
+        pieces = parts_of(Run(lease.epoch, lease.offset, lease.count), steps)
+        rate, _ = self.rate_at(samples)
+        return Work(lease, tuple(rate * piece.count / whole for piece in pieces))

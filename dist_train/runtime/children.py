@@ -155,7 +155,9 @@ def report_crash(run: Path, rank: int, phase: str, step: int, exception: BaseExc
         "time": time.monotonic(),
         "traceback": "".join(traceback.format_exception(exception)),
     }
-    run_dir.write_atomically(run_dir.crash_file(run, rank), json.dumps(report, indent=2) + "\n")
+    # Where a full disk is the failure, the log has to do.
+    with suppress(OSError):
+        run_dir.write_atomically(run_dir.crash_file(run, rank), json.dumps(report, indent=2) + "\n")
 
 
 def crash_of(run: Path, rank: int) -> tuple[Failure, str] | None:

@@ -11,7 +11,6 @@ import signal
 import textwrap
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from dist_train.errors import FAILED, INTERRUPTED, REFUSED, ConfigError, Mismatch, TrainingError
@@ -26,7 +25,6 @@ from dist_train.watch.forwarded import replay_onto
 
 # What finished workers get to end by themselves.
 LEAVE_S = 2.0
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # The coordinator, where the rank of a worker that failed is asked for.
 NO_RANK = -1
 # Characters of an error that are shown; its log has all.
@@ -46,18 +44,19 @@ class Conductor:
         self._display: Display | None = None
         self._given_up: set[int] = set()
         self._last_failures: list[Failure | None] = [None] * crew.members
+        settings = order.config.recovery
+        self._limits = recovery.Limits(settings.max_restarts, settings.backoff_s, settings.max_backoff_s)
         self._loop = asyncio.get_running_loop()
         self._outcome: asyncio.Future[int | Failure] = self._loop.create_future()
         self._asked = False
+        self._leaving = False
+        # Why the run is ended although nobody asked for it: what is trained is saved, and it has failed.
+        self._abandoned = False
+        self._shard_failures: dict[int, list[Attempt]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int | Failure:
         """Return the exit status, or the failure of the coordinator, after which all may begin again."""
-        for number in STOPPING:
-            # Only a main thread may; nohup has a hang-up ignored, and it should stay so.
-            with suppress(ValueError, RuntimeError):
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._loop.add_signal_handler(number, self.stop, number)
         self._spawn(self._bring_up())
         try:
             return await self._outcome
@@ -72,9 +71,9 @@ class Conductor:
         lives = [crew.start_member(member, 0) for member in range(crew.members)]
         for life in lives:
             self._spawn(self._supervise(life))
-        await crew.prepare()
         self._spawn(self._follow())
         self._spawn(self._watch())
+        await crew.prepare()
 
     async def _follow(self) -> None:
         """Show what the coordinator has to show, do what it wants done, and end when it ends."""
@@ -89,21 +88,47 @@ class Conductor:
             for want in news.wants:
                 self._provide(want)
             if news.status is not None:
+                # What members still on their way meet now is no news.
+                self._leaving = True
                 if news.error:
                     self._say(news.error)
                 await self._crew.wait_for_members(LEAVE_S)
-                self._end(news.status)
+                self._end(FAILED if self._abandoned and news.status == INTERRUPTED else news.status)
                 return
 
     def _provide(self, want: Want) -> None:
         if want.kind == "shard":
-            number, _ = self._crew.shards[want.incarnation]
-            self._say(f"shard {number} is replaced: {want.why}")
-            self._spawn(self._crew.replace_shard(number, want.incarnation))
+            self._spawn(self._replace_shard(want))
             return
         life = self._crew.lives[want.number]
         if life.incarnation == want.incarnation:
             self._vigil.condemn(life, Verdict("refused", f"worker {min(life.actors)}: {want.why}"))
+
+    async def _replace_shard(self, want: Want) -> None:
+        """Start another process for a shard: at once the first time, then with the pauses of a restart."""
+        number, serial, step = want.number, want.incarnation, self._vigil.step
+        if serial not in self._crew.shards:
+            return
+        self._crew.bury(serial)
+        # Each serial is a process of its own: no two of these failures are the same one twice.
+        failure = Failure(serial, step, "update", "gone", want.why, time.monotonic(), killed=True)
+        failures = self._shard_failures.setdefault(number, [])
+        failures.append(Attempt(step, failure))
+        decision = after_failure(failures, self._limits)
+        if isinstance(decision, Stop):
+            if any(life.number == number for life in self._crew.shards.values()):
+                self._say(f"shard {number} goes on with one copy less: {decision.reason}")
+            else:
+                await self._abandon(f"shard {number}: {decision.reason}")
+            return
+        self._say(f"shard {number} is replaced: {want.why}")
+        await asyncio.sleep(decision.delay_s if len(failures) > 1 else 0.0)
+        try:
+            await self._crew.replace_shard(number)
+        except (ActorGone, ConfigError, Mismatch):
+            raise
+        except TrainingError as error:
+            await self._abandon(f"shard {number} cannot be replaced: {_short(str(error))}")
 
     async def _watch(self) -> None:
         self._lose_coordinator("frozen", await self._vigil.watch())
@@ -112,8 +137,6 @@ class Conductor:
 
     async def _supervise(self, life: Life) -> None:
         """Follow a member through its lives."""
-        settings = self._config.recovery
-        limits = recovery.Limits(settings.max_restarts, settings.backoff_s, settings.max_backoff_s)
         attempts: list[Attempt] = []
         while True:
             started_from = self._vigil.step
@@ -124,10 +147,10 @@ class Conductor:
             self._last_failures[life.member] = failure
             await self._report(life, failure)
             if fail_alike(self._last_failures):
-                self._say(f"not going on: all workers failed in step {failure.step}: {_short(failure.error)}")
-                self._end(FAILED)
+                same = f"all workers failed in step {failure.step}: {_short(failure.error)}"
+                await self._abandon(f"not going on: {same}")
                 return
-            decision = after_failure(attempts, limits)
+            decision = after_failure(attempts, self._limits)
             if isinstance(decision, Stop):
                 await self._give_up(life.member, decision.reason)
                 return
@@ -138,6 +161,8 @@ class Conductor:
     async def _live(self, life: Life) -> Failure | None:
         """Run a member's processes to their end; None when it came as it should, or ends the run."""
         ends = await self._crew.run_member(life)
+        if self._leaving:
+            return None
         refusals = [end.how.error for end in ends if end.how is not None and end.how.status == REFUSED]
         if refusals:
             self._refuse(refusals[0])
@@ -174,11 +199,12 @@ class Conductor:
 
     async def _give_up(self, member: int, reason: str) -> None:
         self._given_up.add(member)
-        await self._crew.coordinator.insist("event", {"event": "gave_up", "member": member, "reason": reason})
-        self._say(f"worker {member * self._config.parallel.group_size}: {reason}")
+        await self._crew.record({"event": "gave_up", "member": member, "reason": reason})
+        said = f"worker {member * self._config.parallel.group_size}: {reason}"
         if len(self._given_up) == self._crew.members:
-            self._end(FAILED)
+            await self._abandon(said)
             return
+        self._say(said)
         # Those who wait for the start wait no longer for this one.
         await self._crew.coordinator.insist("open_without", sorted(self._given_up))
 
@@ -191,6 +217,8 @@ class Conductor:
 
     def stop(self, number: signal.Signals) -> None:
         """Have the run saved and ended; the second time, end it at once."""
+        if self._leaving:
+            return
         if not self._asked:
             self._asked = True
             self._say("stopping: the state is saved (a second Ctrl-C kills the workers)")
@@ -203,15 +231,35 @@ class Conductor:
         if not self._crew.prepared:
             self._end(INTERRUPTED)
             return
-        coordinator, grace_s = self._crew.coordinator, self._config.recovery.grace_s
-        await coordinator.insist("event", {"event": "signal", "signal": number.name})
-        await coordinator.insist("stop")
+        await self._crew.record({"event": "signal", "signal": number.name})
+        await self._save()
+
+    async def _abandon(self, reason: str) -> None:
+        """Have what is trained saved, then end the run as failed: it cannot go on."""
+        self._say(reason)
+        self._abandoned = True
+        if not self._crew.prepared:
+            self._end(FAILED)
+            return
+        await self._save()
+
+    async def _save(self) -> None:
+        grace_s = self._config.recovery.grace_s
+        await self._crew.coordinator.insist("stop")
         await asyncio.sleep(grace_s)
-        self._say(f"killed the workers: not saved within {grace_s:g} s (recovery.grace_s)")
-        self._end(FAILED)
+        if not self._leaving:
+            self._say(f"killed the workers: not saved within {grace_s:g} s (recovery.grace_s)")
+            self._end(FAILED)
 
     def _lose_coordinator(self, kind: str, why: str) -> None:
         error = f"the coordinator is lost: {why}"
+        if self._leaving:
+            return
+        if self._asked or self._abandoned:
+            # It would only begin again what is to end.
+            self._say(f"{error}; what was trained since the last checkpoint is not saved")
+            self._end(FAILED)
+            return
         failure = Failure(NO_RANK, self._vigil.step, "update", kind, error, time.monotonic(), killed=True)
         self._end(failure)
 
@@ -225,24 +273,29 @@ class Conductor:
         async def guarded() -> None:
             try:
                 await work
-            except ActorGone as error:
-                self._lose_coordinator("gone", str(error))
-            except (ConfigError, Mismatch) as error:
-                self._refuse(str(error))
-            except ActorFailed as error:
-                self._say(str(error))
-                self._say(error.trace)
-                self._end(FAILED)
-            except TrainingError as error:
-                self._say(str(error))
-                self._end(FAILED)
             except Exception as error:
-                if not self._outcome.done():
-                    self._outcome.set_exception(error)
+                if not self._leaving:
+                    self._fail(error)
 
         task = self._loop.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _fail(self, error: Exception) -> None:
+        match error:
+            case ActorGone():
+                self._lose_coordinator("gone", str(error))
+            case ConfigError() | Mismatch():
+                self._refuse(str(error))
+            case ActorFailed():
+                self._say(str(error))
+                self._say(error.trace)
+                self._end(FAILED)
+            case TrainingError():
+                self._say(str(error))
+                self._end(FAILED)
+            case _ if not self._outcome.done():
+                self._outcome.set_exception(error)
 
 
 def _short(error: str) -> str:

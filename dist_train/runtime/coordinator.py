@@ -28,15 +28,15 @@ from dist_train.rules.decisions import (
     Take,
     Validated,
 )
-from dist_train.rules.messages import Measured, Push, Reply
+from dist_train.rules.messages import FIRST, Measured, Push, Reply
 from dist_train.runtime import children
 from dist_train.runtime.answers import Answers
-from dist_train.runtime.heart import redirect_output
+from dist_train.runtime.heart import leave_interrupts_to_the_conductor, redirect_output
 from dist_train.runtime.letters import Copy, Hello, News, Order, Pulse, Sources, Want
 from dist_train.runtime.line import Listener, listen
 from dist_train.runtime.memories import Memories, Parcel
 from dist_train.runtime.pump import Pump
-from dist_train.runtime.ray_cluster import this_process
+from dist_train.runtime.ray_cluster import Ref, put, this_process
 from dist_train.runtime.remote import Process
 from dist_train.runtime.server_run import ServerRun
 from dist_train.runtime.shard_process import Blueprint
@@ -57,13 +57,16 @@ class Coordinator:
     def __init__(self, order: Order) -> None:
         redirect_output(order.run_dir / LOGS / "coordinator.log")
         children.dump_stacks_on_request()
+        leave_interrupts_to_the_conductor()
         self._run = ServerRun(order)
         self._blueprints: list[Blueprint] = []
         self._answers = Answers()
         self._latest: dict[int, Push] = {}
         self._opened = False
         self._missing: set[int] = set()
-        self._lost: set[tuple[int, int]] = set()
+        # Of each member, the newest incarnation that is gone.
+        self._lost: dict[int, int] = {}
+        self._events: set[int] = set()
         self._pulses: dict[Who, tuple[Pulse, float]] = {}
         self._connected: asyncio.Future[None] | None = None
         self._listener: Listener | None = None
@@ -114,13 +117,19 @@ class Coordinator:
 
     async def enlist(self, hello: Hello) -> Welcome:
         """Get to know a member's process, and have the shards open its memory."""
-        self._run.meet(hello)
-        await self._pump.attach(self._memories.meet(hello))
-        scalars = self._memories.hand_over(hello, self._run.holdings.server.inner.get(hello.member))
+        if self._is_lost(hello.member, hello.incarnation):
+            raise TrainingError(f"another process has taken the place of member {hello.member}")
+        await self._run.meet(hello)
+        # Beside the loop, which hears hearts meanwhile: a large memory takes seconds to open and to fill.
+        await self._pump.attach(await asyncio.to_thread(self._memories.meet, hello))
+        saved = self._run.holdings.server.inner.get(hello.member)
+        scalars = await asyncio.to_thread(self._memories.hand_over, hello, saved)
         return replace(self._run.welcome(hello.member), scalars=scalars)
 
     async def join(self, member: int, incarnation: int, ahead: int) -> Reply:
         """Take a member's process into the run; answered when there is something to do for it."""
+        if self._is_lost(member, incarnation):
+            return Reply("ended", FIRST)
         answer, new = self._answers.expect((member, incarnation, 0))
         if new:
             self._do(self._run.referee.join(member, incarnation, ahead))
@@ -145,6 +154,8 @@ class Coordinator:
     async def push(self, push: Push, parcel: Parcel | None = None) -> Reply:
         """Judge a gradient; answered when its member may go on. A push that comes twice gets one answer."""
         key = push.member, push.incarnation, push.sequence
+        if self._is_lost(push.member, push.incarnation):
+            return Reply("ended", FIRST)
         answer, new = self._answers.expect(key)
         if new:
             try:
@@ -152,21 +163,28 @@ class Coordinator:
                     # What is lost on its way was never there; the loop meanwhile goes on.
                     loop = asyncio.get_running_loop()
                     await loop.run_in_executor(None, self._memories.receive, push, parcel)
-            except TrainingError as error:
+            except Exception as error:
                 self._answers.decline(key, error)
                 raise
-            self._judge(push)
+            # Its process may have been lost while the gradient came.
+            if not self._is_lost(push.member, push.incarnation):
+                self._judge(push)
         return await answer
 
     def _judge(self, push: Push) -> None:
         self._latest[push.member] = push
-        if self._memories.knows(push):
-            self._run.holdings.server.statistics[push.member].copy_(self._memories.statistics_of(push))
         self._run.pushed(push)
         self._do(self._run.referee.push(push))
 
+    def _take_statistics(self, push: Push) -> None:
+        """Take the buffers that came with a gradient that counts, before its member may write there again."""
+        if self._memories.knows(push):
+            self._run.holdings.server.statistics[push.member].copy_(self._memories.statistics_of(push))
+
     async def measured(self, measured: Measured) -> Reply:
         """Take a part of a validation; answered like a push."""
+        if self._is_lost(measured.member, measured.incarnation):
+            return Reply("ended", FIRST)
         answer, new = self._answers.expect((measured.member, measured.incarnation, measured.sequence))
         if new:
             self._do(self._run.referee.measured(measured))
@@ -179,9 +197,10 @@ class Coordinator:
             self._pump.call_the_roll()
         return found
 
-    def held(self) -> tuple[Any, Any]:
+    async def held(self) -> tuple[Ref, Any]:
         """Return, for another node, the parameters held for a validation and the buffers' values."""
-        return self._run.holdings.held_values()
+        parameters, statistics = self._run.holdings.held_values()
+        return await asyncio.to_thread(put, parameters), statistics
 
     # -- decisions -------------------------------------------------------------------------------------
 
@@ -198,6 +217,7 @@ class Coordinator:
         for action in actions:
             match action:
                 case Take():
+                    self._take_statistics(action.push)
                     self._pump.take(action)
                 case Step():
                     self._run.records.decided(action)
@@ -205,8 +225,9 @@ class Coordinator:
                 case Milestone():
                     self._pump.milestone(action)
                 case Answer():
-                    self._run.records.answered(action)
+                    # First: whatever becomes of the records, its member goes on.
                     self._answers.give((action.member, action.incarnation, action.sequence), action.reply)
+                    self._run.records.answered(action)
                 case Returned():
                     judged = action.outcome in ("dropped", "refused")
                     self._run.records.returned(action, self._latest.get(action.member) if judged else None)
@@ -227,19 +248,29 @@ class Coordinator:
 
     def lost(self, member: int, incarnation: int, event: dict[str, Any]) -> None:
         """Take note that a member's process is gone: nobody waits for it, and its samples are dealt again."""
-        if (member, incarnation) in self._lost:
+        if self._is_lost(member, incarnation):
             return
-        self._lost.add((member, incarnation))
+        self._lost[member] = incarnation
         self._run.event({**event, "member": member, "incarnation": incarnation})
-        if self._run.referee_or_none is not None:
+        if self._run.referee_or_none is not None and self._ended is None:
             self._do(self._run.referee.leave(member, incarnation))
+        self._answers.forget(member, incarnation)
 
-    def event(self, event: dict[str, Any]) -> None:
-        """Write down what the conductor has seen."""
-        self._run.event(event)
+    def _is_lost(self, member: int, incarnation: int) -> bool:
+        """Whether a process is gone; what it had sent before may still arrive."""
+        return incarnation <= self._lost.get(member, -1)
+
+    def event(self, number: int, event: dict[str, Any]) -> None:
+        """Write down what the conductor has seen; ``number`` tells a repeated call."""
+        if number not in self._events:
+            self._events.add(number)
+            self._run.event(event)
 
     def pulse(self, kind: str, number: int, pulse: Pulse) -> None:
         """Hear a process's heart; the time is the one it arrives at."""
+        # A successor's heart beats: its predecessors' are heard no more.
+        for incarnation in range(pulse.incarnation):
+            self._pulses.pop((kind, number, incarnation), None)
         self._pulses[kind, number, pulse.incarnation] = (pulse, time.monotonic())
 
     def pulses(self) -> dict[Who, tuple[Pulse, float]]:
@@ -257,6 +288,9 @@ class Coordinator:
             with suppress(TimeoutError):
                 async with asyncio.timeout(NEWS_EVERY_S):
                     await self._news_ready.wait()
+            if known < self._news.number:
+                # The call was repeated: the other one has had what there is.
+                return self._news
         self._news_ready.clear()
         wants, self._wants = self._wants, []
         status, error = self._ended or (None, None)
@@ -298,6 +332,7 @@ class Coordinator:
         area, kept = newest
         run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars, inner=kept.inner))
         await asyncio.to_thread(run.finish, area, status)
+        run.close()
         self._end(DONE if status == "done" else INTERRUPTED, None)
 
     def _want(self, want: Want) -> None:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from dist_train.errors import DONE, FAILED
+from dist_train.config import Config
+from dist_train.errors import DONE, FAILED, TrainingError
 from dist_train.layout import LOGS
 from dist_train.rules.recovery import Failure
 from dist_train.runtime import run_dir as directories
@@ -23,6 +24,8 @@ SHARD = "dist_train.runtime.shard_process:ShardProcess"
 MEMBER = "dist_train.runtime.member_process:MemberProcess"
 # The reservation's first bundle is the server's; then one for each worker.
 SERVER_BUNDLE = 0
+# A shard that ends this often before it is ready has a reason that will not go away.
+STARTS = 3
 # After a worker of a group failed: what the others get to report theirs, before they are killed.
 LAST_WORDS_S = 1.0
 
@@ -40,6 +43,15 @@ class Life:
     def kill(self) -> None:
         for actor in self.actors.values():
             actor.kill()
+
+
+@dataclass
+class ShardLife:
+    """A process of shard ``number``."""
+
+    number: int
+    actor: Actor
+    began: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,14 @@ class Crew:
         self._environment = environment
         self._gpus = gpus
         self._group_size = order.config.parallel.group_size
+        # Members that were given no GPU must not all turn to the first that they find.
+        self._members_config = order.config if gpus else on_the_cpu(order.config)
         self._serial = 0
+        self._events = 0
         self._coordinator_process: Process | None = None
         self.lives: dict[int, Life] = {}
-        # By serial number: the shard, and its process.
-        self.shards: dict[int, tuple[int, Actor]] = {}
+        # By serial number.
+        self.shards: dict[int, ShardLife] = {}
         self.members = order.workers // self._group_size
         self.prepared = False
         self.coordinator = self._start(COORDINATOR, (order,), SERVER_BUNDLE, "the coordinator")
@@ -86,9 +101,8 @@ class Crew:
         await self.coordinator.insist("connect", await asyncio.gather(*map(self._built, started)))
         self.prepared = True
 
-    async def replace_shard(self, number: int, serial: int) -> None:
+    async def replace_shard(self, number: int) -> None:
         """Start another process for a shard, and have the coordinator take it into service."""
-        self._bury(serial)
         await self.coordinator.insist("admit_shard", await self._built(self._start_shard(number)))
 
     def _start_shard(self, number: int) -> Copy:
@@ -96,25 +110,30 @@ class Crew:
         log_file = self._order.run_dir / LOGS / f"shard_{number:03d}.log"
         arguments = (number, self._serial, self.coordinator, log_file)
         actor = self._start(SHARD, arguments, SERVER_BUNDLE, f"shard {number}")
-        self.shards[self._serial] = (number, actor)
+        self.shards[self._serial] = ShardLife(number, actor)
         return Copy(number, self._serial, actor)
 
     async def _built(self, copy: Copy) -> Copy:
         """Wait until a shard's process is ready; start another when it ends before."""
+        ended = 0
         while True:
             try:
                 await copy.actor.insist("build")
                 return copy
             except ActorGone:
-                self._bury(copy.serial)
+                self.bury(copy.serial)
                 # If it ended because the coordinator has, this says so.
                 await self.coordinator.insist("where")
+                ended += 1
+                if ended == STARTS:
+                    log = self._order.run_dir / LOGS / f"shard_{copy.shard:03d}.log"
+                    what = f"shard {copy.shard} ended {STARTS} times while it started"
+                    raise TrainingError(f"{what}; log: {log}") from None
                 copy = self._start_shard(copy.shard)
 
-    def _bury(self, serial: int) -> None:
+    def bury(self, serial: int) -> None:
         """Let go of a shard's process, which may still be about to end."""
-        _, actor = self.shards.pop(serial)
-        actor.kill()
+        self.shards.pop(serial).actor.kill()
 
     def start_member(self, member: int, incarnation: int) -> Life:
         """Start the processes of a member; they do nothing before ``run_member``."""
@@ -123,7 +142,7 @@ class Crew:
         for group_rank in range(self._group_size):
             rank = member * self._group_size + group_rank
             assignment = Assignment(
-                config=order.config,
+                config=self._members_config,
                 run_dir=order.run_dir,
                 workers=order.workers,
                 rank=rank,
@@ -176,13 +195,18 @@ class Crew:
         """End every process of this attempt."""
         for life in self.lives.values():
             life.kill()
-        for _, actor in self.shards.values():
-            actor.kill()
+        for shard in self.shards.values():
+            shard.actor.kill()
         self.coordinator.kill()
         if self._coordinator_process is not None:
             # One that is stopped would hear of it only when it goes on.
             process = self._coordinator_process
             await asyncio.to_thread(kill_process, process, signal.SIGKILL)
+
+    async def record(self, event: dict[str, Any]) -> None:
+        """Have the coordinator write an event down, once."""
+        self._events += 1
+        await self.coordinator.insist("event", self._events, event)
 
     async def wait_for_members(self, seconds: float) -> None:
         """Give the members a moment to end by themselves."""
@@ -211,3 +235,9 @@ def failure_of(end: End, step: int, phase: str) -> Failure:
     if how is None:
         return Failure(end.rank, step, phase, "SIGKILL", "its process is gone", end.at, killed=True)
     return Failure(end.rank, how.step, how.phase, how.kind, how.error, end.at)
+
+
+def on_the_cpu(config: Config) -> Config:
+    """Return the configuration of a worker that has no GPU of its own."""
+    parallel = config.parallel.model_copy(update={"device": "cpu"})
+    return config.model_copy(update={"parallel": parallel})

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from torch import nn
+
 from dist_train import tasks
 from dist_train.config import Config, dump_config
 from dist_train.config.schema import Parallel, Server
 from dist_train.core.data import size_of
+from dist_train.core.flat import Layout
+from dist_train.core.shard import parts
 from dist_train.errors import ConfigError
+from dist_train.optimizers.outer import server_optimizer
 from dist_train.plan import groups, make_plan
 from dist_train.watch.opening import arithmetic
 
@@ -24,15 +29,16 @@ Found = TypeVar("Found")
 def describe(config: Config) -> str:
     """Return the configuration, whose workers are counted, as YAML, and the arithmetic as its comments.
 
-    Raises ConfigError where the task's data or model cannot be made.
+    Raises ConfigError where the task's data or model cannot be made, or the model not be cut into the shards.
     """
     workers = int(config.parallel.workers)
     train_size = _of_task(config, "training data", lambda: size_of(tasks.make(config).train_data()))
     plan = make_plan(config, workers, train_size)
     rows = arithmetic(config, plan)
     if config.parallel.has_server:
-        parameters = _of_task(config, "model", lambda: _parameters(config))
-        rows = rows | server_rows(config.parallel.server, parameters)
+        model = _of_task(config, "model", lambda: _model(config))
+        _refuse_too_many_shards(config, model)
+        rows = rows | server_rows(config.parallel.server, _parameters(model))
     rows = rows | group_rows(config.parallel, workers)
     width = max(map(len, rows))
     comments = [f"# {label:<{width}}  {text}" for label, text in rows.items()]
@@ -56,8 +62,17 @@ def server_rows(server: Server, parameters: int) -> dict[str, str]:
     return {"server": f"{shards} of {size:.3g} MB of parameters{copies}; {parameters:,} parameters in all"}
 
 
-def _parameters(config: Config) -> int:
-    model = tasks.make(config).model()
+def _model(config: Config) -> nn.Module:
+    return tasks.make(config).model()
+
+
+def _refuse_too_many_shards(config: Config, model: nn.Module) -> None:
+    outer = config.parallel.outer_in_force
+    settings = config.optimizer if outer is None else server_optimizer(outer)
+    parts(Layout.of(model, config.optimizer), config.parallel.server.shards, settings)
+
+
+def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

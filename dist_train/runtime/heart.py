@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -11,6 +13,9 @@ from pathlib import Path
 from dist_train.runtime.letters import Pulse
 from dist_train.runtime.pulse import PulseWriter
 from dist_train.runtime.ray_cluster import Actor, this_process
+
+# SIG_IGN of the C library.
+_IGNORE = 1
 
 
 class Heart:
@@ -34,6 +39,17 @@ class Heart:
         age = time.monotonic() - beat.phase_since
         pulse = Pulse(replace(beat, rank=self._number), age, self._process, self._incarnation)
         self._coordinator.post("pulse", self._kind, self._number, pulse)
+
+
+def leave_interrupts_to_the_conductor() -> None:
+    """Ignore SIGTERM and SIGINT, which may be sent to every process of a job: who ends by them saves nothing.
+
+    By the C library, since Python lets only a main thread do it, and Ray makes an actor in another.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        library.signal(number, ctypes.c_void_p(_IGNORE))
 
 
 def redirect_output(path: Path) -> None:

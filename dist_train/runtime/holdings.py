@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dist_train import optimizers, tasks
 from dist_train.config import Config
@@ -39,10 +40,15 @@ class Kept:
 
     start: Start
     scalars: dict[str, float]
-    ledger: dict[str, Any]
+    # What was counted, as JSON's types, by name: the ledger, the tally, the choice of backups.
     counts: dict[str, Any]
+    # Each member's buffers.
+    statistics: tuple[Tensor, ...]
     # What members with local steps kept for themselves.
     inner: dict[int, Deposit] = field(default_factory=dict)
+    # The learning rate of the next update, and the batch that it goes by.
+    rate: float | None = None
+    batch: int | None = None
 
 
 class Holdings:
@@ -79,11 +85,17 @@ class Holdings:
     def counted(self) -> Counted:
         return self.server.state.counted
 
-    def begin(self, start: Start, ledger: dict[str, Any], counts: dict[str, Any]) -> tuple[int, Kept]:
+    def begin(self, start: Start) -> tuple[int, Kept]:
         """Fill the first area with the state as it is; return it and what it holds."""
-        kept = Kept(start, self.server.begin(self._areas[0]), ledger, counts)
+        server, chosen = self.server, self.server.state.chosen
+        scalars, statistics = server.begin(self._areas[0]), self.statistics()
+        kept = Kept(start, scalars, server.counts, statistics, dict(server.inner), chosen.rate, chosen.batch)
         self._kept[0] = kept
         return 0, kept
+
+    def statistics(self) -> tuple[Tensor, ...]:
+        """Return a copy of each member's buffers as they are now."""
+        return tuple(own.clone() for own in self.server.statistics)
 
     def blueprints(self, shards: int, threads: int) -> list[Blueprint]:
         """Return what each shard is made from; ConfigError for more shards than can be cut."""
@@ -145,7 +157,7 @@ class Holdings:
         kept = self._kept[area]
         assert kept is not None
         self.server.inner |= kept.inner
-        self.server.take(self._areas[area], kept.scalars)
+        self.server.take(self._areas[area], kept.scalars, kept.statistics)
         start = kept.start
         self.server.state.counted = replace(
             self.counted,
@@ -155,17 +167,17 @@ class Holdings:
             unfinished=start.unfinished,
             owes_validation=start.owes_validation,
         )
-        self.server.counts = {"ledger": kept.ledger, "tally": kept.counts}
+        chosen = self.server.state.chosen
+        chosen.rate, chosen.batch = kept.rate, kept.batch
+        self.server.counts = kept.counts
 
-    def save(self, keeper: Keeper, area: int, rate: float, alive: Callable[[], None]) -> None:
+    def save(self, keeper: Keeper, area: int, alive: Callable[[], None]) -> None:
         """Start a checkpoint of an area; returns when the area may be written again."""
         self.take(area)
-        self.server.state.chosen.rate = rate
         keeper.save_parts(self.server.state, self.server.parts(), alive)
 
-    def finish(self, keeper: Keeper, rate: float, alive: Callable[[], None]) -> None:
+    def finish(self, keeper: Keeper, alive: Callable[[], None]) -> None:
         """Write the last checkpoint, of the state taken last."""
-        self.server.state.chosen.rate = rate
         keeper.finish_parts(self.server.state, self.server.parts(), alive)
 
     def write_weights(self, path: Path) -> None:

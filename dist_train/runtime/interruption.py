@@ -8,7 +8,10 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Generic, TypeVar
+
+from dist_train.runtime.signals import STOPPING
 
 T = TypeVar("T")
 
@@ -52,6 +55,30 @@ class Interruptible(Generic[T]):
             except KeyboardInterrupt:
                 if self._interrupt is not None:
                     self._interrupt()
+
+
+@contextmanager
+def stop_signals_to(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Inside a coroutine: have every request to stop call ``stop`` in its loop, until the block is left.
+
+    The loop's own handlers would leave SIGTERM deadly when the loop closes; these give back what was there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def tell(number: int, _: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stop, signal.Signals(number))
+
+    # nohup has a hang-up ignored, and it should stay so.
+    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, tell) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

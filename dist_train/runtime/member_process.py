@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dist_train.errors import DONE, FAILED, REFUSED, ConfigError, Mismatch
 from dist_train.runtime import children
 from dist_train.runtime import run_dir as directories
-from dist_train.runtime.heart import Heart, redirect_output
+from dist_train.runtime.heart import Heart, leave_interrupts_to_the_conductor, redirect_output
 from dist_train.runtime.letters import Assignment, Ended
 from dist_train.runtime.place import Place
 from dist_train.runtime.ray_cluster import node_address
@@ -33,6 +33,7 @@ class MemberProcess:
         self._running: asyncio.Future[Ended] | None = None
         redirect_output(directories.log_file(assignment.run_dir, assignment.rank))
         children.dump_stacks_on_request()
+        leave_interrupts_to_the_conductor()
         name = ("worker", assignment.rank, assignment.incarnation)
         self._heart = Heart(assignment.coordinator, *name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,22 +41,30 @@ class Memories:
         self._kept = kept
         self.deposits = Deposits()
         self._held: dict[Process, MemberMemory] = {}
+        # To meet a process takes long: it is done beside the coordinator's loop.
+        self._meeting = threading.Lock()
 
     def meet(self, hello: Hello) -> Attach:
         """Open a member's memory, or make room for what it will send; say how shards open it."""
         who = hello.member, hello.incarnation
-        if who not in self._held:
-            sizes = self._size, self._statistics
-            if hello.memory is None:
-                # What members on other nodes keep for themselves stays there: their successors begin anew.
-                self._held[who] = MemberMemory(Segment.create(MemberMemory.bytes(*sizes)), *sizes)
-            else:
-                self._held[who] = MemberMemory(Segment.open(hello.memory), *sizes, self._kept)
-        return self._attach(who)
+        with self._meeting:
+            memory = self._held.get(who) or self._opened(hello)
+            self._held[who] = memory
+        return self._attach(who, memory)
+
+    def _opened(self, hello: Hello) -> MemberMemory:
+        sizes = self._size, self._statistics
+        if hello.memory is None:
+            # What members on other nodes keep for themselves stays there: their successors begin anew.
+            return MemberMemory(Segment.create(MemberMemory.bytes(*sizes)), *sizes)
+        return MemberMemory(Segment.open(hello.memory), *sizes, self._kept)
 
     def hand_over(self, hello: Hello, saved: Deposit | None) -> Mapping[str, float] | None:
         """Give a process what its predecessor kept for itself, or else the checkpoint; return its scalars."""
-        return self.deposits.hand_over(hello.member, self._held[hello.member, hello.incarnation], saved)
+        memory = self._held.get((hello.member, hello.incarnation))
+        if memory is None:  # another process has taken its place
+            return None
+        return self.deposits.hand_over(hello.member, memory, saved)
 
     def receive(self, push: Push, parcel: Parcel) -> None:
         """Put what came from another node where shards look for it; Unreachable if it is lost on the way."""
@@ -82,11 +91,11 @@ class Memories:
 
     def attachments(self) -> list[Attach]:
         """Say how a new shard opens all there is."""
-        return [self._attach(who) for who in self._held]
+        return [self._attach(who, memory) for who, memory in list(self._held.items())]
 
-    def _attach(self, who: Process) -> Attach:
+    def _attach(self, who: Process, memory: MemberMemory) -> Attach:
         # By the coordinator's own address: the member may end before the shard opens it.
-        return Attach(*who, self._held[who].segment.address, self._statistics)
+        return Attach(*who, memory.segment.address, self._statistics)
 
     def _of(self, push: Push) -> MemberMemory:
         try:

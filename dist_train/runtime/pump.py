@@ -59,15 +59,31 @@ class Pump:
         self._idle = asyncio.Event()
         self._arrived = asyncio.Event()
         self._newcomers: list[Copy] = []
+        self._known: set[int] = set()
+        # Counted here: an era that only some shards have begun is never used again.
+        self._era = 0
+        self._begun = False
         self.sources: Sources | None = None
 
     async def connect(self, copies: list[Copy]) -> None:
-        """Take the shards into service."""
-        for copy in copies:
-            self._fleet.admit(copy)
+        """Take the shards into service; one that ends meanwhile is waited for until it has a successor."""
         area, kept = self._run.begin()
-        await self._fleet.obey([Load(area, 0, kept.start.updates, kept.scalars)])
-        await self._find_sources()
+        load = Load(area, 0, kept.start.updates, kept.scalars)
+        self._newcomers = list(copies)
+        while not self._begun:
+            newcomers, self._newcomers = self._newcomers, []
+            begun = await asyncio.gather(*(self._fleet.bring_up(copy, [load]) for copy in newcomers))
+            with suppress(ShardLost):
+                # An empty batch is a roll call.
+                await self._fleet.obey([])
+            gone = [copy for copy, has_begun in zip(newcomers, begun, strict=True) if not has_begun]
+            for copy in (*gone, *self._fleet.gone):
+                self._want(copy)
+            self._fleet.gone.clear()
+            while not (self._fleet.is_whole or self._newcomers):
+                self._arrived.clear()
+                await self._arrived.wait()
+            self._begun = self._fleet.is_whole and await self._find_sources()
 
     # -- what is to be done ----------------------------------------------------------------------------
 
@@ -130,13 +146,14 @@ class Pump:
 
         A second copy begins from a snapshot made between two updates, where none is half taken.
         """
-        if copy.serial in [each.serial for each in (*self._newcomers, *self._fleet.all)]:
+        if copy.serial in self._known:
             return
-        if self._fleet.lacks(copy.shard):
+        self._known.add(copy.serial)
+        if self._begun and self._fleet.lacks(copy.shard):
             self._fleet.admit(copy)
-            self._arrived.set()
         else:
             self._newcomers.append(copy)
+        self._arrived.set()
 
     def stop_waiting(self) -> None:
         """Wait for no lost shard any longer: the run is to be interrupted."""
@@ -157,10 +174,12 @@ class Pump:
                 self._wake.clear()
                 await self._wake.wait()
             entry = self._queue.popleft()
-            try:
-                await self._obey(entry)
-            except ShardLost as loss:
-                await self._recover(loss)
+            # A run that stops while a shard is missing ends with the newest snapshot.
+            if self._fleet.is_whole:
+                try:
+                    await self._obey(entry)
+                except ShardLost as loss:
+                    await self._recover(loss)
             entry.over.set()
 
     async def _obey(self, entry: Entry) -> None:
@@ -174,7 +193,7 @@ class Pump:
         for push in self._settled(entry):
             self._memories.settled(push)
         if area is not None and entry.kept is not None:
-            inner = self._memories.deposits.copies()
+            inner = await asyncio.to_thread(self._memories.deposits.copies)
             holdings.keep(area, replace(entry.kept, scalars=done[0].scalars, inner=inner))
         if self._fleet.gone:
             await self._mourn()
@@ -240,14 +259,18 @@ class Pump:
     async def _recover(self, loss: ShardLost) -> None:
         """Have all shards go back to the newest snapshot, once those that are lost have successors."""
         run = self._run
-        while not run.referee.stopped and not await self._go_back():
-            pass
+        gone_back = False
+        while not (run.referee.stopped or gone_back):
+            gone_back = await self._go_back()
+        if not gone_back:
+            self._era += 1
         newest = run.holdings.newest()
         assert newest is not None
         _, kept = newest
         self._give_up_queue()
-        run.rolled_back(loss.number, kept)
-        self._react(run.referee.roll_back(kept.start))
+        self._memories.deposits.go_back(kept.inner)
+        run.rolled_back(loss.number, kept, self._era)
+        self._react(run.referee.roll_back(kept.start, self._era))
 
     def _give_up_queue(self) -> None:
         """Forget what was decided on the lost timeline, until this very moment; members still come."""
@@ -268,11 +291,13 @@ class Pump:
         while not (self._fleet.is_whole or run.referee.stopped):
             self._arrived.clear()
             await self._arrived.wait()
+        if not self._fleet.is_whole:
+            return False
         newest = run.holdings.newest()
         assert newest is not None
         area, kept = newest
-        era = run.referee.admission.version.era + 1
-        load = Load(area, era, kept.start.updates, kept.scalars)
+        self._era += 1
+        load = Load(area, self._era, kept.start.updates, kept.scalars)
         try:
             await self._fleet.obey([*self._memories.attachments(), load])
         except ShardLost:
@@ -283,8 +308,8 @@ class Pump:
     def _want(self, copy: Copy) -> None:
         self._ask(Want("shard", copy.shard, copy.serial, "its process is gone"))
 
-    async def _find_sources(self) -> None:
-        """Note where the parameters are to be read; a shard that is gone is missed at the next entry."""
+    async def _find_sources(self) -> bool:
+        """Note where the parameters are to be read; False if a shard is gone, as the next entry will find."""
         first = [row[0] for row in self._fleet.copies]
         with suppress(ActorGone):
             places = [await copy.actor.insist("where") for copy in first]
@@ -296,3 +321,5 @@ class Pump:
                 actors=tuple(copy.actor for copy in first),
                 held=self._run.holdings.held_memory.address,
             )
+            return True
+        return False

@@ -293,6 +293,10 @@ class Cluster:
         self._actors.append(actor)
         return actor
 
+    def gpus(self) -> int:
+        """Count the GPUs of the cluster, busy ones too."""
+        return int(sum(node.get("GPU", 0) for node in self._offered("Resources")))
+
     def _offered(self, what: str) -> list[Resources]:
         return [node[what] for node in _ray().nodes() if node["Alive"]]
 

@@ -53,6 +53,7 @@ class RemoteServer:
         self._timeout_s = timeout_s
         self._version = Version(0, 0)
         self._node = node_id()
+        self._sources: Sources | None = None
         self._find_sources()
         self._line = self._line_if_near()
 
@@ -100,19 +101,19 @@ class RemoteServer:
                     raise
                 # A shard's successor may be on its way, which takes as long as it takes.
                 self._phase("waiting", self._version.number + 1)
-                self._find_sources(unusable=self._sources.edition)
+                self._find_sources(unusable=self._now.edition)
         self._phase("update", self._version.number + 1)
         return self._version
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
-        parts = [into[part.start : part.stop] for part in self._sources.parts]
+        parts = [into[part.start : part.stop] for part in self._now.parts]
         edition = Edition(*version)
         with suppress(*_TRANSIENT):
             if self._is_near:
                 readers = zip(self._readers, parts, strict=True)
                 return all(reader.read(edition, part) for reader, part in readers)
             return all(self._fetch(shard, edition, part) is not None for shard, part in enumerate(parts))
-        self._find_sources(unusable=self._sources.edition)
+        self._find_sources(unusable=self._now.edition)
         return False
 
     def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
@@ -121,20 +122,28 @@ class RemoteServer:
             statistics.copy_(self._held[1])
             return
         there, values = self._coordinator.keep_asking("held")
-        parameters.copy_(_tensor(there))
+        parameters.copy_(_tensor(there.fetch(self._timeout_s)))
         statistics.copy_(_tensor(values))
 
     @property
+    def _now(self) -> Sources:
+        assert self._sources is not None
+        return self._sources
+
+    @property
     def _is_near(self) -> bool:
-        return self._sources.node == self._node
+        return self._now.node == self._node
 
     def _read(self, at_least: Edition, into: Tensor) -> Version:
-        parts = [into[part.start : part.stop] for part in self._sources.parts]
+        parts = [into[part.start : part.stop] for part in self._now.parts]
         if self._is_near:
             return Version(*read_all(self._readers, parts, at_least, LOOK_S))
-        deadline = time.monotonic() + LOOK_S
+        deadline, last = time.monotonic() + LOOK_S, None
         while time.monotonic() < deadline:
             edition = self._fetch(0, None, parts[0])
+            if edition != last:
+                # The shards are at work; to fetch a large part may take longer than that.
+                deadline, last = time.monotonic() + LOOK_S, edition
             rest = range(1, len(parts))
             if edition is None or edition < at_least:
                 time.sleep(RETRY_S)
@@ -143,7 +152,7 @@ class RemoteServer:
         raise NotPublished(f"version {at_least.version} (era {at_least.era}) has not come")
 
     def _fetch(self, shard: int, edition: Edition | None, into: Tensor) -> Edition | None:
-        found = self._sources.actors[shard].ask("read", edition, timeout_s=self._timeout_s)
+        found = self._now.actors[shard].ask("read", edition, timeout_s=self._timeout_s)
         if found is None:
             return None
         into.copy_(_tensor(found[1]))
@@ -161,7 +170,8 @@ class RemoteServer:
             sources: Sources | None = self._coordinator.keep_asking("sources", unusable)
             with suppress(*_TRANSIENT):
                 if sources is not None:
-                    self._open(sources)
+                    if self._sources is None or sources.edition != self._sources.edition:
+                        self._open(sources)
                     return
             unusable = None if sources is None else sources.edition
             time.sleep(LOOK_S)

@@ -14,10 +14,11 @@ from dist_train.errors import FAILED, INTERRUPTED
 from dist_train.layout import LOGS
 from dist_train.rules import recovery
 from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure
+from dist_train.rules.resources import Resources
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.conductor import Conductor
 from dist_train.runtime.crew import Crew
-from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c
+from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to
 from dist_train.runtime.launcher import available_cpus
 from dist_train.runtime.letters import Order
 from dist_train.runtime.opening import newest_step
@@ -37,24 +38,22 @@ def launch_server(
 
     When the coordinator is lost, everything begins again from the newest checkpoint.
     """
-    gpus = _gpus(config, variables)
-    workers = int(config.parallel.workers)
+    status: int | None = None
     try:
         with ExitStack() as held:
             held.enter_context(sigterm_as_ctrl_c())
             reaper = held.enter_context(Reaper.start())
             set_variables(reaper.variables)
-            cluster = held.enter_context(_cluster(config, reaper.home, gpus))
-            share: dict[str, float] = {
-                "CPU": config.parallel.cluster.worker_cpus,
-                **({"GPU": 1} if gpus else {}),
-            }
-            bundles: list[dict[str, float]] = [{"CPU": 1}, *[share] * workers]
+            cluster = held.enter_context(_cluster(config, reaper.home, variables))
+            gpus = _gpu_each(config, cluster)
+            bundles = _bundles(config, gpus)
             reservation = cluster.reserve(bundles, config.parallel.cluster.wait_s, say)
-            return _attempts(config, run_dir, resume, (cluster, reservation), gpus, say, on_event)
+            status = _attempts(config, run_dir, resume, (cluster, reservation), gpus, say, on_event)
     except KeyboardInterrupt:
-        say("interrupted while no worker was running")
-        return INTERRUPTED
+        # What comes while Ray shuts down changes nothing of how the run has ended.
+        if status is None:
+            say("interrupted while no worker was running")
+    return INTERRUPTED if status is None else status
 
 
 def _attempts(
@@ -109,34 +108,54 @@ async def _attempt(
     attempt: Interruptible[int | Failure],
 ) -> int | Failure:
     cluster, reservation = where
-    crew = Crew(cluster, reservation, order, _environment(order, reservation), 1 if gpus else 0)
+    crew = Crew(cluster, reservation, order, _environment(order, reservation), gpus)
     conductor = Conductor(order, crew, say)
-    attempt.interrupted_by(lambda: conductor.stop(signal.SIGINT))
-    try:
-        return await conductor.run()
-    finally:
-        await crew.kill_all()
+    with stop_signals_to(conductor.stop):
+        attempt.interrupted_by(lambda: conductor.stop(signal.SIGINT))
+        try:
+            return await conductor.run()
+        finally:
+            await crew.kill_all()
 
 
-def _cluster(config: Config, home: Path, gpus: int) -> Cluster:
-    address = config.parallel.cluster.address
-    return ray_cluster.start_local(home, gpus) if address is None else ray_cluster.join(address)
+def _cluster(config: Config, home: Path, variables: Mapping[str, str]) -> Cluster:
+    parallel = config.parallel
+    if parallel.cluster.address is not None:
+        return ray_cluster.join(parallel.cluster.address)
+    return ray_cluster.start_local(home, 0 if parallel.device == "cpu" else gpu_count(variables))
 
 
-def _gpus(config: Config, variables: Mapping[str, str]) -> int:
-    """How many GPUs the workers use on this machine or, on a cluster, whether they ask for one each."""
-    if config.parallel.device == "cpu":
+def _gpu_each(config: Config, cluster: Cluster) -> int:
+    """Return 1 if each worker gets a GPU of its own, 0 if all use the CPU.
+
+    ``device: auto`` takes GPUs on this machine if there are any, as without a server, and on a cluster,
+    whose GPUs may be there for others, if there is one for each worker.
+    """
+    parallel = config.parallel
+    if parallel.device == "cpu":
         return 0
-    if config.parallel.cluster.address is not None:
-        return int(config.parallel.workers) if config.parallel.device == "cuda" else 0
-    return gpu_count(variables)
+    if parallel.device == "cuda":
+        return 1
+    needed = 1 if parallel.cluster.address is None else int(parallel.workers)
+    return int(cluster.gpus() >= needed)
+
+
+def _bundles(config: Config, gpus: int) -> list[Resources]:
+    """Say what the server asks of the cluster, then each worker."""
+    parallel = config.parallel
+    worker: Resources = {"CPU": parallel.cluster.worker_cpus, **({"GPU": gpus} if gpus else {})}
+    # The coordinator, and each shard's computing thread.
+    server: Resources = {"CPU": 1 + parallel.server.shards * parallel.server.copies}
+    return [server, *[worker] * int(parallel.workers)]
 
 
 def _environment(order: Order, reservation: Reservation) -> dict[str, str]:
-    workers = order.workers
+    workers, cluster = order.workers, order.config.parallel.cluster
     alone = len(set(reservation.nodes)) == 1
+    shared = cluster.address is not None
     return {
-        "OMP_NUM_THREADS": str(max(1, available_cpus() // workers)) if alone else "1",
+        # On a cluster others have the rest; a machine of our own is divided among the workers.
+        "OMP_NUM_THREADS": str(cluster.worker_cpus if shared else max(1, available_cpus() // workers)),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **({"GLOO_SOCKET_IFNAME": "lo"} if alone else {}),
     }

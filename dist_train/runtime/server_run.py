@@ -7,29 +7,29 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 from dist_train.config import dump_config
 from dist_train.core.commit import Committer, clean
-from dist_train.core.keeper import Keeper, find_origin, plan_from
+from dist_train.core.keeper import Keeper, done_before, find_origin, plan_from
 from dist_train.core.saver import Saver
 from dist_train.errors import Mismatch
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.server import Welcome
 from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
-from dist_train.optimizers.outer import server_optimizer
-from dist_train.plan import Plan, group_count, make_plan
-from dist_train.rules.admission import Rule
-from dist_train.rules.backups import Choice, choose
-from dist_train.rules.dealing import Deck
+from dist_train.plan import Plan, group_count, groups, make_plan, samples_per_update
+from dist_train.rules.arrivals import Arrivals
+from dist_train.rules.backups import Choice
 from dist_train.rules.decisions import Action, Milestone, Step, Validated
 from dist_train.rules.ledger import Ledger
 from dist_train.rules.messages import Push
-from dist_train.rules.referee import Referee, Start, Terms
-from dist_train.rules.schedule import learning_rate, momentum
-from dist_train.rules.timetable import Timetable
+from dist_train.rules.referee import Referee, Start
+from dist_train.rules.schedule import learning_rate
 from dist_train.runtime.holdings import Holdings, Kept
 from dist_train.runtime.letters import Hello, Order
+from dist_train.runtime.server_terms import terms_of
 from dist_train.runtime.shard_process import Blueprint
 from dist_train.watch.course import Course, End, Standing
 from dist_train.watch.figures import Length
@@ -37,11 +37,8 @@ from dist_train.watch.forwarded import ForwardedDisplay
 from dist_train.watch.logbook import Logbook, with_warning
 from dist_train.watch.opening import Scene, announce, earlier, length_of, open_logbook
 from dist_train.watch.server_records import ServerRecords
-from dist_train.watch.server_reporter import ServerReporter
+from dist_train.watch.server_reporter import ServerReporter, called
 from dist_train.watch.tally import Tally
-
-# Updates whose arrivals are measured before the number of backups is chosen, after some to warm up on.
-MEASURED, WARMING = 20, 3
 
 
 class ServerRun:
@@ -54,9 +51,12 @@ class ServerRun:
         self._display = ForwardedDisplay()
         self._length: Length | None = None
         self._first: Hello | None = None
+        self._opening: asyncio.Future[None] | None = None
+        # The number of backups, where it is left to be chosen, and before that what it is chosen by.
         self._choice: Choice | None = None
-        self._released: dict[int, float] = {}
-        self._arrivals: dict[int, dict[int, float]] = {}
+        self._arrivals = Arrivals(self.members) if self.config.parallel.backups == "auto" else None
+        # An executor of its own: nothing else waits while a checkpoint is being written.
+        self._savers = ThreadPoolExecutor(1, "saving")
         self._held_at, self._held_samples = time.monotonic(), 0
         self._early: list[Mapping[str, Any]] = []
 
@@ -74,18 +74,18 @@ class ServerRun:
 
     def begin(self) -> tuple[int, Kept]:
         """Fill the memory that the shards begin from."""
-        counted, counts = self.holdings.counted, self.holdings.server.counts
+        counted = self.holdings.counted
         start = Start(
             counted.updates, counted.samples, counted.position, counted.unfinished, counted.owes_validation
         )
-        return self.holdings.begin(start, counts.get("ledger", {}), counts.get("tally", {}))
+        return self.holdings.begin(start)
 
-    def meet(self, hello: Hello) -> None:
+    async def meet(self, hello: Hello) -> None:
         """Know the data's size from the first member; refuse one that sees other data or another model."""
-        if self._first is None:
-            self._first = hello
-            self._open(hello)
-            return
+        if self._first is None or self._opening is None:
+            self._first, self._opening = hello, asyncio.ensure_future(self._open(hello))
+        await asyncio.shield(self._opening)
+        ranks = groups(self.config.parallel, self.order.workers)
         for what, own, first in (
             ("training samples", hello.train_size, self._first.train_size),
             ("validation samples", hello.validation_size, self._first.validation_size),
@@ -93,20 +93,23 @@ class ServerRun:
         ):
             if own != first:
                 raise Mismatch(
-                    f"worker {hello.member} ({hello.process.host}) has {own} {what}, worker "
-                    f"{self._first.member} ({self._first.process.host}) has {first}: give all the same data "
-                    "and code"
+                    f"{called(ranks[hello.member])} ({hello.process.host}): {own} {what}; "
+                    f"{called(ranks[self._first.member])} ({self._first.process.host}): {first}; give all "
+                    "the same data and code"
                 )
 
-    def _open(self, hello: Hello) -> None:
+    async def _open(self, hello: Hello) -> None:
         order, config, state = self.order, self.config, self.holdings.server.state
         counted = state.counted
-        plan, rescaled = plan_from(config, state, order.workers, hello.train_size)
+        self._choice = self._earlier_choice()
+        backups = None if self._choice is None else self._choice.backups
+        plan, rescaled = plan_from(config, state, order.workers, hello.train_size, backups)
         counted.seed = config.seed if counted.seed is None else counted.seed
         counted.train_size = hello.train_size
         self.plan = plan
-        self._book: Logbook = open_logbook(
-            config, plan, order.run_dir, 0, order.attempt, counted, self._display
+        # Imports TensorBoard, and reads the lines that are there.
+        self._book: Logbook = await asyncio.to_thread(
+            open_logbook, config, plan, order.run_dir, 0, order.attempt, counted, self._display
         )
         self._length = length_of(plan, counted)
         parameters = sum(parameter.numel() for parameter in state.model.parameters())
@@ -115,16 +118,23 @@ class ServerRun:
         saved = self.holdings.server.counts
         ledger = Ledger.from_state(saved["ledger"]) if saved.get("ledger") else Ledger(hello.train_size)
         tally = Tally.from_state(saved["tally"]) if saved.get("tally") else Tally()
-        before = earlier(order.run_dir, counted.updates)
+        before = await asyncio.to_thread(earlier, order.run_dir, counted.updates)
         course = Course(self._book, config, order.workers, order.attempt, before)
         self.records = ServerRecords(
             ServerReporter(course, config, tally, counted.updates), self._book.event, ledger
         )
         self._keeper = self._open_keeper()
-        self.referee_or_none = Referee(self._terms(plan), self.members, self._kept_start())
+        self.referee_or_none = Referee(terms_of(config, plan, self.members), self.members, self._kept_start())
         self._write_start(hello, plan)
         for event in self._early:
             self.event(event)
+
+    def _earlier_choice(self) -> Choice | None:
+        """Return the choice of backups that a checkpoint holds, if it is to be made and was among as many."""
+        saved = self.holdings.server.counts.get("backups")
+        if self._arrivals is None or saved is None or saved["groups"] != self.members:
+            return None
+        return Choice.from_record({name: saved[name] for name in ("chosen", "why", "table")})
 
     def _kept_start(self) -> Start:
         newest = self.holdings.newest()
@@ -180,74 +190,39 @@ class ServerRun:
         assert self.referee_or_none is not None
         return self.referee_or_none
 
-    def _terms(self, plan: Plan) -> Terms:
-        config, parallel = self.config, self.config.parallel
-        outer = parallel.outer_in_force
-        own_steps = parallel.local_steps if outer is not None else parallel.push_every
-        return Terms(
-            rule=Rule(
-                quorum=plan.quorum,
-                drop_late=parallel.mode == "backup",
-                bound=parallel.max_staleness or None,
-                read_own=parallel.mode != "async" or parallel.aggregate == 1,
-            ),
-            deck=Deck(
-                size=plan.train_size,
-                batch=plan.samples_per_update,
-                parts=plan.quorum,
-                last_batch=config.train.last_batch,
-                in_step=plan.quorum == self.members and parallel.mode != "async",
-            ),
-            timetable=Timetable(
-                config.logging.every_steps,
-                config.validation.every_epochs or 1,
-                config.validation.every_steps,
-                config.checkpoint.every_steps,
-            ),
-            epoch_samples=plan.lengths.epoch,
-            rate_at=lambda samples: (learning_rate(plan.schedule, samples), momentum(plan.schedule, samples)),
-            finished=plan.finished,
-            own_steps=own_steps if own_steps > 1 or outer is not None else 0,
-            own_rate=1.0 if outer is not None else 1 / parallel.push_every,
-            outer_rate=None if outer is None else server_optimizer(outer).lr,
-            inverse=parallel.damping.kind == "inverse",
-            snapshot_every=0 if parallel.server.copies > 1 else parallel.server.snapshot_every,
-        )
-
     def reconsider_backups(self) -> list[Action]:
         """Choose the number of backups once enough arrivals are measured, if it was left to be chosen."""
-        step = self.referee.admission.version.number
-        self._released[step] = time.monotonic()
-        if self.config.parallel.backups != "auto" or self._choice is not None:
+        if self._arrivals is None or self._choice is not None:
             return []
-        whole = [list(row.values()) for row in self._arrivals.values() if len(row) == self.members]
-        if len(whole) < WARMING + MEASURED:
+        version = self.referee.published
+        self._arrivals.released(version, time.monotonic())
+        self._choice = choice = self._arrivals.choice()
+        if choice is None:
             return []
-        self._choice = choose(whole[WARMING:], most=self.members // 2)
-        self.event(
-            {"event": "backups_chosen", "step": step, "note": self._choice.why, **self._choice.record()}
+        self.event({"event": "backups_chosen", "step": version.number, "note": choice.why, **choice.record()})
+        if choice.backups == 0:
+            return []
+        self.plan = self._plan_with(choice.backups)
+        return self.referee.change(terms_of(self.config, self.plan, self.members))
+
+    def _plan_with(self, backups: int) -> Plan:
+        """Return the plan for another number of backups, from here on."""
+        config, workers, size = self.config, self.order.workers, self.plan.train_size
+        updates, samples = self.referee.admission.version.number, self.referee.samples
+        position, unfinished = self.referee.dealer.position, self.referee.dealer.unfinished
+        now = replace(
+            self.holdings.counted, updates=updates, samples=samples, position=position, unfinished=unfinished
         )
-        if self._choice.backups == 0:
-            return []
-        state = self.holdings.server.state
-        self.plan = make_plan(
-            self.config,
-            self.order.workers,
-            self.plan.train_size,
-            state.chosen.rewarms,
-            backups=self._choice.backups,
-        )
-        state.chosen.batch = self.plan.scaling_batch
-        return self.referee.change(self._terms(self.plan))
+        done = done_before(config, now, samples_per_update(config.parallel, config.train, workers, backups))
+        rewarms = self.holdings.server.state.chosen.rewarms
+        return make_plan(config, workers, size, rewarms, done, backups)
 
     # -- what happens ----------------------------------------------------------------------------------
 
     def pushed(self, push: Push) -> None:
         self.records.pushed(push)
-        released = self._released.get(push.version.number)
-        if released is not None and self._choice is None and self.config.parallel.backups == "auto":
-            row = self._arrivals.setdefault(push.version.number, {})
-            row[push.member] = time.monotonic() - released
+        if self._arrivals is not None and self._choice is None:
+            self._arrivals.arrived(push.member, push.version, time.monotonic())
 
     def applied(self, step: Step, checksums: Sequence[int | None]) -> None:
         """Take note that the shards have published an update."""
@@ -291,7 +266,7 @@ class ServerRun:
 
     def mark(self, milestone: Milestone) -> Kept:
         """Return the counts that belong to the state after a milestone; its scalars are not known yet."""
-        owes = self.referee.owes_validation
+        owes = milestone.owes_validation
         where = milestone.samples, milestone.position, milestone.unfinished
         return self._counts(Start(milestone.version.number, *where, owes))
 
@@ -302,13 +277,22 @@ class ServerRun:
         return self._counts(Start(referee.admission.version.number, *where, referee.owes_validation))
 
     def _counts(self, start: Start) -> Kept:
-        return Kept(start, {}, self.records.ledger.to_state(), self.records.reporter.tally.to_state())
+        counts: dict[str, Any] = {
+            "ledger": self.records.ledger.to_state(),
+            "tally": self.records.reporter.tally.to_state(),
+        }
+        if self._choice is not None:
+            counts["backups"] = {"groups": self.members, **self._choice.record()}
+        rate = learning_rate(self.plan.schedule, start.samples)
+        batch = self.plan.scaling_batch
+        return Kept(start, {}, counts, self.holdings.statistics(), rate=rate, batch=batch)
 
     async def start_saving(self, area: int) -> None:
         """Start a checkpoint of an area; training goes on, unless the one before is still under way."""
         await self.saved()
         self.holdings.saving = area
-        self._saving = asyncio.ensure_future(asyncio.to_thread(self._save, area))
+        loop = asyncio.get_running_loop()
+        self._saving = loop.run_in_executor(self._savers, self._save, area)
 
     async def saved(self) -> None:
         """Wait until no area is being read for a checkpoint."""
@@ -317,25 +301,22 @@ class ServerRun:
 
     def _save(self, area: int) -> None:
         try:
-            self.holdings.save(self._keeper, area, self._rate, lambda: None)
+            self.holdings.save(self._keeper, area, lambda: None)
         finally:
             self.holdings.saving = None
 
-    @property
-    def _rate(self) -> float:
-        return learning_rate(self.plan.schedule, self.holdings.counted.samples)
-
-    def rolled_back(self, shard: int, kept: Kept) -> None:
+    def rolled_back(self, shard: int, kept: Kept, era: int) -> None:
         """Write down what a lost shard cost."""
         step = self.referee.admission.version.number
         lost = step - kept.start.updates
-        ledger = Ledger.from_state(kept.ledger) if kept.ledger else Ledger(self.plan.train_size)
+        saved = kept.counts.get("ledger")
+        ledger = Ledger.from_state(saved) if saved else Ledger(self.plan.train_size)
         event = {
             "event": "rolled_back",
             "shard": shard,
             "step": kept.start.updates,
             "from_step": step,
-            "era": self.referee.admission.version.era + 1,
+            "era": era,
             "lost_updates": lost,
             "warning": f"shard {shard} was lost: back from update {step} to the snapshot of update "
             f"{kept.start.updates}; {lost} updates are lost, their samples are drawn again",
@@ -343,13 +324,13 @@ class ServerRun:
         self.records.rolled_back(lost, ledger, event)
 
     def finish(self, area: int, status: Literal["interrupted", "done"]) -> None:
-        """Deliver the weights if training is over, write the last checkpoint, and close the book."""
+        """Deliver the weights if training is over, and write the last checkpoint."""
         run_dir, weights = self.order.run_dir, None
         self.holdings.take(area)
         if status == "done":
             weights = run_dir / WEIGHTS
             self.holdings.write_weights(weights)
-        self.holdings.finish(self._keeper, self._rate, lambda: None)
+        self.holdings.finish(self._keeper, lambda: None)
         extras: dict[str, Any] = {"ledger": self.records.ledger.summary()}
         if self._choice is not None:
             extras["backups"] = self._choice.record()
@@ -358,4 +339,7 @@ class ServerRun:
         self.records.finish(
             self._standing(counted.updates, counted.samples), End(status, run_dir, weights, resume, extras)
         )
+
+    def close(self) -> None:
+        """Close the book, from the thread that writes in it: what comes later is not written."""
         self._book.close()

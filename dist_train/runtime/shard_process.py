@@ -30,7 +30,7 @@ from dist_train.runtime.commands import (
     Snapshot,
     TakeGradient,
 )
-from dist_train.runtime.heart import Heart, redirect_output
+from dist_train.runtime.heart import Heart, leave_interrupts_to_the_conductor, redirect_output
 from dist_train.runtime.line import Listener, listen
 from dist_train.runtime.ray_cluster import Actor, this_process
 from dist_train.runtime.remote import Process
@@ -60,6 +60,7 @@ class ShardProcess:
     def __init__(self, number: int, serial: int, coordinator: Actor, log_file: Path) -> None:
         redirect_output(log_file)
         children.dump_stacks_on_request()
+        leave_interrupts_to_the_conductor()
         self._number = number
         self._coordinator = coordinator
         self._heart = Heart(coordinator, "shard", serial, 0)

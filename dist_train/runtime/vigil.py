@@ -1,5 +1,8 @@
 """The vigil over the processes of a parameter-server run: those that are frozen or hung are ended.
 
+A frozen one is found within ``recovery.frozen_after_s`` of its last sign of life (never in less than two
+seconds and a half): it is judged a look and an answer's time sooner.
+
 What counts as frozen or hung is in rules/liveness.py. Pulses come to the coordinator, which may be on another
 machine: they are told as ages.
 """
@@ -10,13 +13,14 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from dist_train.config.schema import Recovery
 from dist_train.rules.liveness import PATIENT, Beat, Hung, Limits, judge
-from dist_train.runtime.crew import Crew, Life
+from dist_train.runtime.crew import Crew, Life, ShardLife
 from dist_train.runtime.letters import Pulse
 from dist_train.runtime.ray_cluster import kill_process
 from dist_train.runtime.remote import Process
@@ -47,9 +51,8 @@ class Vigil:
     def __init__(self, crew: Crew, settings: Recovery, say: Say) -> None:
         self._crew = crew
         self._say = say
-        self._limits = Limits(
-            max(settings.frozen_after_s, 3 * LOOK_S), settings.hung_after_s, settings.start_timeout_s
-        )
+        frozen_after_s = max(settings.frozen_after_s - 2 * LOOK_S, 3 * LOOK_S)
+        self._limits = Limits(frozen_after_s, settings.hung_after_s, settings.start_timeout_s)
         self._verdicts: dict[tuple[int, int], Verdict] = {}
         self._places: dict[int, tuple[int, str]] = {}
         self._condemned: set[Process] = set()
@@ -72,16 +75,31 @@ class Vigil:
     async def watch(self) -> str:
         """Watch for ever; or until the coordinator does not answer: return since when."""
         while True:
+            slept = time.monotonic()
             await asyncio.sleep(LOOK_S)
             asked = time.monotonic()
-            try:
-                async with asyncio.timeout(self._limits.frozen_after_s):
-                    pulses: Pulses = await self._crew.coordinator.insist("pulses")
-            except TimeoutError:
-                return f"no answer for {self._limits.frozen_after_s:.1f} s"
+            if asked - slept > LOOK_S + LATE_S:
+                # This process stood still; if the others did as well, they need a moment to be heard.
+                await asyncio.sleep(LATE_S)
+                continue
+            pulses = await self._pulses()
+            if pulses is None:
+                return f"no answer for {time.monotonic() - asked:.1f} s"
             self._note(pulses)
             if time.monotonic() - asked < LATE_S:
                 await asyncio.gather(*self._look(pulses))
+
+    async def _pulses(self) -> Pulses | None:
+        """Ask the coordinator; once more if it does not answer, since all may have stood still meanwhile."""
+        limits = self._limits
+        # While it starts, it may have a large checkpoint to read.
+        patience_s = limits.frozen_after_s if self._crew.prepared else limits.start_timeout_s
+        for seconds in (max(patience_s - LATE_S, LOOK_S), LATE_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    pulses: Pulses = await self._crew.coordinator.insist("pulses")
+                    return pulses
+        return None
 
     def _note(self, pulses: Pulses) -> None:
         for (kind, number, _), (pulse, _) in pulses.items():
@@ -102,9 +120,13 @@ class Vigil:
             if (hung := self._judge(found)) is not None:
                 self._verdicts[life.member, life.incarnation] = Verdict(hung.kind, hung.why)
                 ends.append(self._end("worker", hung, [pulse for pulse, _ in found], hung.why))
-        for serial, (number, _) in list(self._crew.shards.items()):
+        for serial, shard in list(self._crew.shards.items()):
+            number = shard.number
             heard = pulses.get(("shard", serial, 0))
-            if heard is None or heard[0].process in self._condemned:
+            if heard is None:
+                self._miss(shard)
+                continue
+            if heard[0].process in self._condemned:
                 continue
             if (hung := self._judge([heard])) is not None:
                 # Its steps are not the run's.
@@ -122,6 +144,15 @@ class Vigil:
             self.condemn(life, Verdict("hung", f"worker {missing} did not start within {silence:.0f} s"))
         return False
 
+    def _miss(self, shard: ShardLife) -> None:
+        """End a shard's process that was never heard; whoever waits for it starts another."""
+        silence = time.monotonic() - shard.began
+        if silence > self._limits.start_timeout_s:
+            # Once is enough.
+            shard.began = inf
+            self._say(f"killed: shard {shard.number} did not start within {silence:.0f} s")
+            shard.actor.kill()
+
     def _judge(self, heard: Sequence[tuple[Pulse, float]]) -> Hung | None:
         now = time.monotonic()
         beats = [_here(pulse, silence, now) for pulse, silence in heard]
@@ -136,7 +167,7 @@ class Vigil:
         """Have the culprits write their stacks, then kill them."""
         self._say(f"{why}; its stacks are in its log")
         event = {"event": "hung", "kind": kind, "ranks": list(hung.ranks), "reason": why}
-        await self._crew.coordinator.insist("event", event)
+        await self._crew.record(event)
         culprits = [pulse.process for pulse in pulses if pulse.beat.rank in hung.ranks]
         self._condemned.update(culprits)
         for number, pause in ((signal.SIGQUIT, 0.0), (signal.SIGCONT, STACKS_S), (signal.SIGKILL, 0.0)):

@@ -79,8 +79,14 @@ class Course:
     def has_validated(self) -> bool:
         return bool(self._metrics)
 
-    def validated(self, at: Standing, metrics: Mapping[str, float], seconds: float) -> None:
-        """Report a validation; the best is the one of the lowest loss."""
+    def validated(
+        self,
+        at: Standing,
+        metrics: Mapping[str, float],
+        seconds: float,
+        extras: Mapping[str, float] | None = None,
+    ) -> None:
+        """Report a validation; the best is the one of the lowest loss. ``extras``: what a mode adds."""
         self._metrics = dict(metrics)
         if self._best is None or isnan(self._best["loss"]) or metrics["loss"] < self._best["loss"]:
             self._best = {"step": at.step, **metrics}
@@ -92,6 +98,7 @@ class Course:
             loss=metrics["loss"],
             metrics={name: value for name, value in metrics.items() if name != "loss"},
             seconds=seconds,
+            extras=extras or {},
         )
         self.book.validation(line)
 
@@ -117,7 +124,7 @@ class Course:
 
 
 def straggler_event(slow: Straggler, who: str, times: StepTimes, step: int) -> dict[str, Any]:
-    """Name the worker (or workers) ``who`` that the others have been waiting for."""
+    """Name ``who`` the others have been waiting for, with its verb: "worker 3 is", "workers 6-7 are"."""
     milliseconds = MILLISECONDS * getattr(times, slow.phase)
     return {
         "event": "straggler",
@@ -125,6 +132,6 @@ def straggler_event(slow: Straggler, who: str, times: StepTimes, step: int) -> d
         "rank": slow.rank,
         "phase": slow.phase,
         "ratio": round(slow.ratio, 2),
-        "warning": f"{who} is {slow.ratio:.1f} times slower than the others, "
+        "warning": f"{who} {slow.ratio:.1f} times slower than the others, "
         f"most of it in {slow.phase} ({milliseconds:.1f} ms per step)",
     }

@@ -55,6 +55,7 @@ class RunLogbook:
         self._display = display
         self._scalars = scalars
         self._disk_refused = False
+        self._closed = False
         aside = run_dir / DISCARDED
         aside.parent.mkdir(parents=True, exist_ok=True)
         trim(run_dir / METRICS, lambda record: record.get("step", 0) <= step, aside)
@@ -65,16 +66,22 @@ class RunLogbook:
         self._display.start(facts)
 
     def train(self, line: TrainLine) -> None:
+        if self._closed:
+            return
         self._put(self._metrics, line.record())
         self._scalars.train(line)
         self._display.train(line)
 
     def validation(self, line: ValLine) -> None:
+        if self._closed:
+            return
         self._put(self._metrics, line.record())
         self._scalars.validation(line)
         self._display.validation(line)
 
     def event(self, event: Mapping[str, Any]) -> None:
+        if self._closed:
+            return
         self._put(self._events, stamped(event))
         if "note" in event:
             self._display.note(str(event["note"]))
@@ -95,6 +102,8 @@ class RunLogbook:
             self._disk_refused = True
 
     def close(self) -> None:
+        """Close the files; what comes later, such as the gradient of a worker that slept, is not written."""
+        self._closed = True
         self._display.close()
         self._scalars.close()
         self._metrics.close()

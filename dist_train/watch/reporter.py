@@ -52,7 +52,7 @@ class Reporter:
         slow = self._streaks.after(straggler(measured.times, self._straggler_ratio))
         if slow is not None:
             times = measured.times[slow.rank]
-            self._book.event(straggler_event(slow, f"worker {slow.rank}", times, self._counted.updates))
+            self._book.event(straggler_event(slow, f"worker {slow.rank} is", times, self._counted.updates))
 
     def validated(self, metrics: Mapping[str, float], seconds: float) -> None:
         """Report a validation."""

@@ -106,9 +106,9 @@ class ServerRecords:
         if push is not None:
             event |= self._gradients.get(key_of(push), {})
         if lease.outcome == "refused":
+            who = self.reporter.blamed(lease.member, push)
             event["warning"] = (
-                f"worker {lease.member}: its gradient holds NaN or infinity and was refused; "
-                "its samples are drawn again"
+                f"{who}: the gradient holds NaN or infinity and was refused; its samples are drawn again"
             )
         self._event(event)
 

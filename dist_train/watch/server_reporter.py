@@ -25,10 +25,11 @@ PHASES = tuple(phase.name for phase in fields(StepTimes))
 
 
 class Window:
-    """What was applied since the last training line."""
+    """What was applied since update ``step``: that of the last line, of training or of validation."""
 
-    def __init__(self, start: float, before: Tally) -> None:
+    def __init__(self, start: float, before: Tally, step: int) -> None:
         self.start = start
+        self.step = step
         self.waiting_before = dict(before.waiting)
         self.staleness_before = before.staleness.copy()
         self.loss = 0.0
@@ -40,6 +41,21 @@ class Window:
         self.pushes += 1
         for phase in PHASES:
             self.seconds[phase] += push.seconds.get(phase, 0.0)
+
+    def waited(self, tally: Tally) -> dict[str, float]:
+        """Return the seconds that members spent waiting, by cause, now that the run has come to ``tally``."""
+        return {cause: seconds - self.waiting_before[cause] for cause, seconds in tally.waiting.items()}
+
+    def extras(self, tally: Tally) -> dict[str, float]:
+        """Return what the server modes add to a line; counts are those of the whole run."""
+        staleness = tally.staleness.since(self.staleness_before)
+        counts = {name: count for name, count in tally.counts.items() if name != "lost_updates"}
+        return {
+            "staleness": staleness.mean,
+            "staleness_p99": staleness.p99,
+            **counts,
+            **{f"waiting_{cause}": seconds for cause, seconds in self.waited(tally).items()},
+        }
 
     def times(self, waited: float) -> StepTimes:
         """Return the mean seconds of a gradient by phase; waiting for the server is communication."""
@@ -69,8 +85,9 @@ class ServerReporter:
         self._clock = clock
         cut = groups(course.workers, config.parallel.group_size)
         self._members = [MemberCourse(named(ranks), clock()) for ranks in cut]
-        self._window = Window(clock(), tally)
-        self._histogram_from = (step, tally.staleness.copy())
+        self._groups = cut
+        self._window = Window(clock(), tally, step)
+        self._since_validation = Window(clock(), tally, step)
         self._streaks = Streaks()
         self._rate = 0.0
         self._memory_mb = 0.0
@@ -118,6 +135,15 @@ class ServerReporter:
         elif lease.outcome == "refused":
             self.tally.refused += 1
 
+    def blamed(self, member: int, push: Push | None) -> str:
+        """Name the workers of a gradient that is not finite and, of a group, those whose loss was not."""
+        ranks = self._groups[member]
+        guilty = [] if push is None or len(ranks) == 1 else [ranks[number] for number in push.not_finite]
+        if not guilty:
+            return called(ranks)
+        numbers = ", ".join(map(str, guilty))
+        return f"{called(ranks)} (the loss of worker{'s' if len(guilty) > 1 else ''} {numbers})"
+
     def rolled_back(self, lost_updates: int) -> None:
         """Report updates that were lost with a shard."""
         self.tally.lost_updates += lost_updates
@@ -130,15 +156,15 @@ class ServerReporter:
         self._samples += self._window.samples
         self._training_s += now - self._window.start
         self._course.book.train(self._train_line(at, now))
-        self._window = Window(now, self.tally)
+        self._window = Window(now, self.tally, at.step)
         self._name_stragglers(at.step)
 
     def validated(self, at: Standing, metrics: Mapping[str, float], seconds: float) -> None:
         """Report a validation, and how stale the gradients were since the one before."""
-        self._course.validated(at, metrics, seconds)
-        since, before = self._histogram_from
-        self._write_histogram(at.step, since, self.tally.staleness.since(before))
-        self._histogram_from = (at.step, self.tally.staleness.copy())
+        window = self._since_validation
+        self._course.validated(at, metrics, seconds, window.extras(self.tally))
+        self._write_histogram(at.step, window.step, self.tally.staleness.since(window.staleness_before))
+        self._since_validation = Window(self._clock(), self.tally, at.step)
 
     def finish(self, at: Standing, end: End) -> None:
         """Report what is left to report, and write and show the summary.
@@ -158,11 +184,9 @@ class ServerReporter:
     def _train_line(self, at: Standing, now: float) -> TrainLine:
         window, tally = self._window, self.tally
         seconds = max(now - window.start, 1e-9)
-        waited = {cause: tally.waiting[cause] - window.waiting_before[cause] for cause in tally.waiting}
-        staleness = tally.staleness.since(window.staleness_before)
+        waited = window.waited(tally)
         times = window.times(sum(waited.values()) - waited["data"])
         own = [member.times.own for member in self._members]
-        counts = {name: count for name, count in tally.counts.items() if name != "lost_updates"}
         return TrainLine(
             step=at.step,
             samples=at.samples,
@@ -177,12 +201,7 @@ class ServerReporter:
             memory_mb=self._memory_mb,
             slowest_rank=own.index(max(own)) * self._config.parallel.group_size if len(own) > 1 else None,
             grad_norm=self._gradient_norm,
-            extras={
-                "staleness": staleness.mean,
-                "staleness_p99": staleness.p99,
-                **counts,
-                **{f"waiting_{cause}": waited[cause] for cause in waited},
-            },
+            extras=window.extras(tally),
             workers=tuple(member.figures(now, seconds) for member in self._members),
         )
 
@@ -190,7 +209,8 @@ class ServerReporter:
         times = [member.times for member in self._members]
         slow = self._streaks.after(straggler(times, self._config.logging.straggler_ratio))
         if slow is not None:
-            who, own = f"worker {self._members[slow.rank].name}", times[slow.rank]
+            ranks, own = self._groups[slow.rank], times[slow.rank]
+            who = f"{called(ranks)} {'are' if len(ranks) > 1 else 'is'}"
             first = replace(slow, rank=slow.rank * self._config.parallel.group_size)
             self._course.book.event(straggler_event(first, who, own, step))
 
@@ -198,6 +218,11 @@ class ServerReporter:
 def named(ranks: list[int]) -> str:
     """Name a group by its workers: "3", or "6-7"."""
     return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+
+
+def called(ranks: list[int]) -> str:
+    """Name a group in a sentence: "worker 3", or "workers 6-7"."""
+    return f"worker{'s' if len(ranks) > 1 else ''} {named(ranks)}"
 
 
 def step_times(seconds: Mapping[str, float]) -> StepTimes:

@@ -43,6 +43,15 @@ def test_another_batch_takes_the_rate_of_the_scaling_rule_and_says_so():
     assert state.chosen.batch == 12
 
 
+def test_a_number_of_backups_that_was_chosen_stays_in_force():
+    parallel = {"mode": "backup", "workers": 4, "backups": "auto"}
+    config = runs.config_of(schedule={"base_batch": 4}, parallel=parallel)
+    # Of four gradients of four samples, one is not waited for.
+    plan, note = plan_from(config, state_at(config, 48, 0.3, 12), 4, 400, backups=1)
+    assert (plan.quorum, note) == (3, None)
+    assert learning_rate(plan.schedule, 48) == pytest.approx(0.3)
+
+
 def test_the_rate_of_local_steps_goes_by_the_batch_of_one_of_them():
     parallel = {"mode": "bounded", "max_staleness": 0, "workers": 2, "local_steps": 5}
     config = runs.config_of(parallel=parallel, schedule={"base_batch": 4, "rewarm": {"samples": 100}})

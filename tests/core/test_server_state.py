@@ -187,6 +187,18 @@ class TestOtherModes:
         assert not torch.equal(*own)
         torch.testing.assert_close(shared, (own[0].double() + own[1].double()).float() / 2)
 
+    def test_a_checkpoint_has_the_buffers_that_belong_to_its_state(self, run):
+        found = run({"mode": "async", "workers": 2}, optimizer=ADAM, **NOISY).go()
+        then = tuple(own.clone() for own in found.server.statistics)
+        found.server.take(found._area, found.export(found._area), then)
+        expected = {name: dict(part.tensors) for name, part in found.server.parts().items()}
+        for own in found.server.statistics:
+            own.fill_(float("nan"))
+        for name, part in found.server.parts().items():
+            for key, tensor in part.tensors.items():
+                assert torch.equal(tensor, expected[name][key]), (name, key)
+                assert tensor.isfinite().all()
+
     def test_more_members_than_before_share_the_buffers_round_about(self, run, tmp_path):
         path = run({"mode": "async", "workers": 2}, optimizer=ADAM, **NOISY).go().save(tmp_path)
         more = run({"mode": "async", "workers": 3}, optimizer=ADAM, origin=path, **NOISY)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import by_hand
 import pytest
 import server_runs
 import single_by_hand as hand
 import torch
+import toys
 
+from dist_train.couplings.local_steps import LocalSteps
 from dist_train.exchange.baton import one_by_one
+from dist_train.exchange.server import ALL, Turn
+from dist_train.rules.decisions import Returned
+from dist_train.rules.messages import FIRST, Lease, Reply, Work
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 RATE, STEPS = 0.1, 2
@@ -135,3 +142,87 @@ class TestElasticAveraging:
             pull = hand.combined(lambda x, c: self.ALPHA * (x - c), local, centre)
             local, centre = hand.combined(torch.sub, local, pull), hand.combined(torch.add, centre, pull)
         assert_close(found, centre)
+
+    @pytest.mark.parametrize(
+        ("outcome", "after"),
+        [("counted", [0.75, 1.5]), ("dropped", [1.0, 2.0]), ("void", [1.0, 2.0]), ("refused", [0.0, 0.0])],
+    )
+    def test_a_member_moves_only_if_the_centre_does(self, outcome, after):
+        member = OneMember(outcome)
+        member.coupling.update(lambda: None)
+        # A quarter of the way from (1, 2) to a centre at zero; who was refused goes on from there.
+        assert member.parameters.tolist() == after
+        assert member.pushed.tolist() == [-0.25, -0.5]
+
+    def test_a_member_recovers_from_steps_that_were_not_finite(self, run):
+        outer = {"kind": "elastic", "moving_rate": self.ALPHA}
+        parallel = {"mode": "async", "workers": 1, "local_steps": 1, "outer": outer}
+        chosen = {"name": "sgd", "lr": RATE, "momentum": 0.9}
+        found = run(parallel, steps=5, optimizer=chosen, task=f"{__file__}:OncePoisoned").go()
+        centre = local = hand.first_weights()
+        velocity = hand.combined(torch.zeros_like, centre)
+        for number, rows in enumerate(hand.pieces(5, 4)):
+            if number == 2:
+                # Refused, and computed again: from the centre, and without momentum.
+                local, velocity = centre, hand.combined(torch.zeros_like, centre)
+            made = hand.gradient(local, rows)
+            velocity = hand.combined(lambda v, g: 0.9 * v + g, velocity, made)
+            local = hand.combined(lambda w, v: w - RATE * v, local, velocity)
+            pull = hand.combined(lambda x, c: self.ALPHA * (x - c), local, centre)
+            local, centre = hand.combined(torch.sub, local, pull), hand.combined(torch.add, centre, pull)
+        assert_close(found, centre)
+        returned = [each for each in found.twin.decisions if isinstance(each, Returned)]
+        assert [(each.outcome, each.run.offset) for each in returned] == [("refused", 8)]
+
+
+class OneMember:
+    """A member at (1, 2) of a server at zero, whose answer is known in advance; it is its own fake model."""
+
+    def __init__(self, outcome):
+        self.parameters, self.host = torch.tensor([1.0, 2.0]), torch.zeros(2)
+        self.pushed = torch.zeros(2)
+        self.memory = SimpleNamespace(
+            gradients=[self.pushed, self.pushed], statistics=torch.empty(0), deposits=[]
+        )
+        self.outcome = outcome
+        turn = Turn(0, 0)
+        turn.work.append(Work(Lease(1, 0, 0, 4)))
+        self.coupling = LocalSteps(None, self, self, turn, ALL, moving_rate=0.25)
+
+    def read(self, at_least, into):
+        into.zero_()
+        return at_least
+
+    def push(self, push):
+        return Reply(self.outcome, FIRST)
+
+    def statistics_into(self, out):
+        pass
+
+    def take_statistics(self, values):
+        pass
+
+    def collect(self):
+        return self.parameters
+
+    def arrived(self):
+        self.parameters = self.host.clone()
+
+
+class PoisonedPoints(toys.Points):
+    """The inputs of sample ``poisoned`` are no numbers when they are fetched for the first time."""
+
+    poisoned = int(hand.pieces(3, 4)[2][1])
+    fetched = False
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        if index == self.poisoned and not self.fetched:
+            self.fetched = True
+            return inputs * float("nan"), label
+        return inputs, label
+
+
+class OncePoisoned(server_runs.Single):
+    def train_data(self):
+        return PoisonedPoints(hand.SIZE, 1, torch.float32)

@@ -6,9 +6,10 @@ import pytest
 import server_runs
 import single_by_hand as hand
 import torch
+import toys
 
 from dist_train.exchange.baton import in_step, one_by_one
-from dist_train.rules.decisions import Returned
+from dist_train.rules.decisions import Answer, Returned
 from dist_train.rules.sampling import Run
 
 RATE = 0.1
@@ -39,6 +40,21 @@ class TestAsynchronousUpdates:
     def test_members_that_read_together_push_gradients_of_one_version(self, run):
         found = run({"mode": "async", "workers": 3}, steps=6).go(in_step())
         assert found.staleness == [0, 1, 2, 0, 1, 2]
+
+
+class TestARefusedGradient:
+    @pytest.mark.parametrize("local", [{}, {"local_steps": 2}], ids=["each batch", "local steps"])
+    def test_leaves_nothing_in_the_running_statistics(self, run, local):
+        parallel = {"mode": "async", "workers": 3} | local
+        found = run(parallel, steps=20, task=f"{toys.__file__}:Poisoned")
+        found.go(one_by_one())
+        answers = [each for each in found.twin.decisions if isinstance(each, Answer)]
+        refused = {each.member for each in answers if each.reply.outcome == "refused"}
+        assert refused
+        trained = [each.push.member for step in found.steps[-6:] for each in step.contributions]
+        assert refused <= set(trained)
+        for statistics in found.server.statistics:
+            assert statistics.isfinite().all()
 
 
 class TestStalenessAwareUpdates:
@@ -138,6 +154,35 @@ class TestDownpour:
                 local = server
         assert_close(found, server)
 
+    def test_in_between_a_member_follows_the_scheduled_rate(self, run):
+        warmup = {"kind": "gradual", "samples": 20, "start_lr": 0.02}
+        parallel = {"mode": "async", "workers": 1, "fetch_every": 3}
+        found = run(parallel, steps=6, schedule={"scaling": "none", "warmup": warmup}).go()
+        server = local = hand.first_weights()
+        for number, rows in enumerate(hand.pieces(6, 4), 1):
+            rate = 0.02 + (RATE - 0.02) * 4 * (number - 1) / 20
+            made = hand.gradient(local, rows)
+            server, local = (
+                hand.combined(lambda w, g, rate=rate: w - rate * g, each, made) for each in (server, local)
+            )
+            if number % 3 == 0:
+                local = server
+        assert_close(found, server)
+
+    def test_of_an_update_of_two_gradients_a_member_makes_its_own_half(self, run):
+        parallel = {"mode": "async", "workers": 2, "aggregate": 2, "fetch_every": 2}
+        found = run(parallel, steps=2).go(in_step())
+        pieces, server = hand.pieces(4, 4), hand.first_weights()
+        locals_ = [server, server]
+        for update in (pieces[:2], pieces[2:]):
+            made = [hand.gradient(local, rows) for local, rows in zip(locals_, update, strict=True)]
+            server = hand.combined(lambda w, a, b: w - RATE * (a + b) / 2, server, *made)
+            locals_ = [
+                hand.combined(lambda w, g: w - RATE / 2 * g, local, own)
+                for local, own in zip(locals_, made, strict=True)
+            ]
+        assert_close(found, server)
+
     def test_reading_every_batch_and_pushing_the_mean_of_three(self, run):
         found = run({"mode": "async", "workers": 1, "push_every": 3}, steps=3).go()
         weights, pieces = hand.first_weights(), hand.pieces(9, 4)
@@ -159,14 +204,14 @@ class TestDownpour:
 class TestBackupWorkers:
     """Chen et al. 2016, section 3: an update takes the first N gradients, and drops the rest."""
 
-    def test_the_slowest_of_three_trains_nothing_and_its_samples_come_back_to_it(self, run):
+    def test_of_three_the_slowest_trains_nothing_and_others_get_its_samples(self, run):
         found = run({"mode": "backup", "workers": 3, "backups": 1}, steps=3).go(in_step())
-        # The third lease is dealt to the third member, again and again.
-        first, second, third, fourth, *rest = hand.pieces(7, 4)
+        # The third member is late with leases 2 and 5; by then the first two have begun with 3 and 4.
+        pieces = hand.pieces(7, 4)
         weights = hand.first_weights()
-        for pair in ((first, second), (fourth, rest[0]), rest[1:]):
-            made = [hand.gradient(weights, rows) for rows in pair]
+        for pair in ((0, 1), (3, 4), (2, 6)):
+            made = [hand.gradient(weights, pieces[lease]) for lease in pair]
             weights = hand.combined(lambda w, a, b: w - RATE * (a + b) / 2, weights, *made)
         assert_close(found, weights)
         late = [each for each in found.twin.decisions if isinstance(each, Returned)]
-        assert [(each.member, each.run) for each in late] == [(2, Run(0, 8, len(third)))] * 2
+        assert [(each.member, each.run) for each in late] == [(2, Run(0, 8, 4)), (2, Run(0, 20, 4))]

@@ -68,6 +68,20 @@ def test_a_successor_gets_what_its_predecessor_left_rather_than_the_checkpoint(s
     assert [row[0].item() for row in after.deposits[0]] == [4, 0]
 
 
+def test_after_a_loss_of_updates_what_was_kept_with_the_snapshot_counts(segments):
+    memory, deposits = memory_of(segments), Deposits()
+    memory.deposits[0][0].fill_(1)
+    deposits.settled(push(0, 0, 5), memory)
+    kept = deposits.copies()
+    memory.deposits[1][0].fill_(2)
+    deposits.settled(push(0, 1, 6), memory)
+    deposits.go_back(kept)
+    # Told of no place that counts, the member may write to either.
+    for row in (*memory.deposits[0], *memory.deposits[1]):
+        row.fill_(99)
+    assert values(deposits.copies()[0]) == ([1, 0], {"step": 5})
+
+
 def test_one_that_has_left_nothing_begins_anew(segments):
     deposits = Deposits()
     assert deposits.hand_over(0, memory_of(segments), None) is None

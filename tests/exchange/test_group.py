@@ -12,6 +12,8 @@ import server_runs
 import torch
 
 from dist_train.exchange.group import GroupServer, decoded
+from dist_train.exchange.segments import Segment
+from dist_train.exchange.server import MemberMemory
 from dist_train.rules.messages import Lease, Measured, Push, Reply, ValidationPart, Version, Work
 
 REPLIES = [
@@ -39,6 +41,9 @@ class Scripted:
     def sum(self, values):
         return values + self.others.pop(0)
 
+    def gather(self, values):
+        return torch.stack([values, self.others.pop(0)])
+
     def tell(self, said):
         self.told.append(said)
         return said
@@ -47,10 +52,8 @@ class Scripted:
 class Words:
     """The leader's own way to the server, which notes what is said."""
 
-    class memory:  # noqa: N801
-        statistics = torch.tensor([4.0], dtype=torch.float64)
-
     def __init__(self):
+        self.memory = MemberMemory(Segment.create(MemberMemory.bytes(16, 1)), 16, 1)
         self.said = []
         self.reads = 0
 
@@ -68,20 +71,45 @@ class Words:
 PUSH = Push(0, 0, 1, 5, Version(0, 2), 8, loss=1.5)
 
 
-@pytest.mark.parametrize(("bad", "finite"), [(0.0, True), (1.0, False)])
-def test_a_gradient_is_finite_if_every_share_of_it_is(bad, finite):
+# What the other worker says of its share: whether it is finite, and its loss.
+SOUND = torch.tensor([1.0, 2.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_gradient_is_finite_if_every_share_of_it_is(finite):
     words = Words()
-    collective = Scripted([torch.tensor([2.0]), torch.tensor([bad, 2.5])])
-    assert GroupServer(words, collective, leads=True).push(PUSH) == REPLIES[0]
+    other = torch.tensor([float(finite), 2.5], dtype=torch.float64)
+    assert GroupServer(words, Scripted([torch.tensor([2.0]), other]), leads=True).push(PUSH) == REPLIES[0]
     (said,) = words.said
-    assert (said.finite, said.loss, said.samples) == (finite, 4.0, 8)
+    assert (said.finite, said.loss, said.samples, said.not_finite) == (finite, 4.0, 8, ())
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_the_worker_whose_loss_is_not_finite_is_told(loss):
+    words = Words()
+    other = torch.tensor([0.0, loss], dtype=torch.float64)
+    GroupServer(words, Scripted([torch.tensor([2.0]), other]), leads=True).push(PUSH)
+    (said,) = words.said
+    assert (said.finite, said.not_finite) == (False, (1,))
 
 
 def test_the_buffers_handed_in_are_the_workers_mean():
     words = Words()
-    words.memory.statistics.fill_(4.0)
-    GroupServer(words, Scripted([torch.tensor([2.0]), torch.zeros(2)]), leads=True).push(PUSH)
+    server = GroupServer(words, Scripted([torch.tensor([2.0]), SOUND]), leads=True)
+    server.memory.statistics.fill_(4.0)
+    server.push(PUSH)
     assert words.memory.statistics.item() == 3.0
+
+
+def test_what_a_worker_writes_of_its_buffers_is_its_own_until_the_mean_is_made():
+    words = Words()
+    words.memory.statistics.fill_(7.0)
+    workers = [GroupServer(words, Scripted([torch.tensor([2.0]), SOUND]), leads) for leads in (False, True)]
+    for number, server in enumerate(workers):
+        server.memory.statistics.fill_(number)
+        assert server.memory.gradients[0].data_ptr() == words.memory.gradients[0].data_ptr()
+    assert [server.memory.statistics.item() for server in workers] == [0, 1]
+    assert words.memory.statistics.item() == 7.0
 
 
 def test_a_part_of_a_validation_is_the_sum_over_the_workers():

@@ -299,6 +299,26 @@ class TestReadAll:
 
         assert read_all(readers, [torch.empty(SIZE)] * 2, Edition(1, 0), pause=pause) == (1, 90)
 
+    def test_patience_begins_again_with_every_copy_that_was_torn(self, shards):
+        writers, readers = shards
+        for writer in writers:
+            publish(writer, 0)
+        now, versions = [0.0], iter(range(1, 100))
+
+        def meanwhile():
+            # A copy takes longer than patience lasts; for a while every one is overtaken.
+            now[0] += 10
+            for version in versions if now[0] < 100 else ():
+                for writer in writers:
+                    publish(writer, version)
+                if version % 4 == 0:
+                    break
+
+        into = [Interrupted(meanwhile), Interrupted(lambda: None)]
+        read = read_all(readers, into, Edition(0, 0), 5, clock=lambda: now[0], pause=lambda _: None)
+        assert read == (0, 36)
+        assert [part.values.unique().tolist() for part in into] == [[36], [36]]
+
     @pytest.mark.parametrize(
         ("published", "told"), [((), "nothing"), ((4,), "version 4"), ((4, 5), "version 5")]
     )

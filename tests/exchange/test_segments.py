@@ -209,6 +209,24 @@ class TestClosing:
         words[0] = 1
         assert words[0] == 1
 
+    def test_one_that_nobody_has_any_more_is_closed(self):
+        before = psutil.Process().num_fds()
+        segment = Segment.create(SIZE)
+        values, inode = segment.tensor(torch.uint8, 0, 10), segment.address.inode
+        del segment
+        assert psutil.Process().num_fds() == before + 1  # the mapping's own, as long as a tensor needs it
+        assert values.sum() == 0
+        del values
+        assert psutil.Process().num_fds() == before
+        assert holders(inode) == set()
+
+    def test_a_closed_one_closes_nothing_else_when_it_is_dropped(self):
+        segment = Segment.create(SIZE)
+        segment.close()
+        successor = os.memfd_create("dist_train")
+        del segment
+        os.close(successor)
+
     def test_it_may_be_repeated(self, segment):
         segment.close()
         segment.close()

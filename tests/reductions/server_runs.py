@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import runs
@@ -36,7 +35,7 @@ from dist_train.rules.referee import Referee, Start
 from dist_train.runtime.connect import Connection
 from dist_train.runtime.holdings import Holdings
 from dist_train.runtime.place import Place
-from dist_train.runtime.server_run import ServerRun
+from dist_train.runtime.server_terms import terms_of
 from dist_train.task import Task
 
 THIS = __file__
@@ -99,10 +98,10 @@ class Run:
         self.start = Start(
             counted.updates, counted.samples, counted.position, counted.unfinished, counted.owes_validation
         )
-        self.area, kept = self.holdings.begin(self.start, {}, {})
+        self.area, kept = self.holdings.begin(self.start)
         self.shards = self._shards()
         self.load(self.start, self.whole(self._area, kept.scalars))
-        terms = ServerRun._terms(SimpleNamespace(config=self.config, members=self.members), self.plan)
+        terms = terms_of(self.config, self.plan, self.members)
         referee = Referee(terms, self.members, self.start)
         self.twin = Twin(referee, self.shards, self.parts, self.server, counted.seed)
         self.twin.keep = self.keep

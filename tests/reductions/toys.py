@@ -142,6 +142,28 @@ class Exploding(Plain):
         return points
 
 
+class Poisoned(Plain):
+    """To each worker sample 7 is no number the first time, nor are the running statistics after it."""
+
+    dtype = torch.float32
+
+    class Once(Points):
+        was_given = False
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            inputs, label = super().__getitem__(index)
+            if index == 7 and not self.was_given:
+                self.was_given = True
+                return torch.full_like(inputs, float("nan")), label
+            return inputs, label
+
+    def __init__(self, size: int = 48) -> None:
+        super().__init__(size, norm="batch")
+
+    def train_data(self) -> Points:
+        return self.Once(self.size, 1, self.dtype)
+
+
 class Dying(Plain):
     """Its dataset ends the process that asks for sample 7."""
 

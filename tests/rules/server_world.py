@@ -120,6 +120,9 @@ class World:
         self.inside: dict[Name, Lease] = {}
         self.update_of: dict[Name, Version] = {}
         self.taken: set[Name] = set()
+        # The clocks at which gradients that count were given, and the leases that each member was late with.
+        self.stamps: dict[Name, int] = {}
+        self.late: dict[int, list[int]] = {}
         self.verdicts: list[Replace | Fail] = []
 
     # -- members ---------------------------------------------------------------------------------------
@@ -204,7 +207,9 @@ class World:
             return "refused"
         late = push.version.number < self.decided.number or (self.making and len(self.making) >= self.limit)
         if self.setup.mode == "backup" and late:
+            self.late.setdefault(push.lease, []).append(push.member)
             return "dropped"
+        self.stamps[name(push)] = self.clocks[push.member]
         self.clocks[push.member] += 1
         self.inside[name(push)] = held[1]
         return "counted"
@@ -269,6 +274,7 @@ class World:
         self.making.clear()
         self.inside.clear()
         self.out.clear()
+        self.stamps.clear()
         self.snapshots = [each for each in self.snapshots if each.updates <= to.updates]
         self.steps = [each for each in self.steps if each[0].version.number <= to.updates]
         self.due = [number for number in self.due if number <= to.updates]
@@ -336,6 +342,7 @@ class World:
         for answer in began:
             if self.setup.mode == "bounded" and not (answer.reply.stop or answer.reply.validation):
                 assert self.clocks[answer.member] - self._slowest_at_work(answer.member) <= self.setup.setting
+                self._check_read(answer.member, answer.reply.version)
 
     def _take(self, take: Take) -> None:
         if not self.making:
@@ -373,8 +380,8 @@ class World:
     def _validates(self, number: int, epochs: int) -> bool:
         if self.setup.validate_steps is not None:
             return number % self.setup.validate_steps == 0
-        now = self.samples // self.setup.epoch
-        return now > epochs and now % self.setup.validate_epochs == 0
+        ended = range(epochs + 1, self.samples // self.setup.epoch + 1)
+        return any(epoch % self.setup.validate_epochs == 0 for epoch in ended)
 
     def _check_milestone(self, milestone: Milestone) -> None:
         assert milestone.version == self.decided
@@ -408,6 +415,13 @@ class World:
         else:
             assert any(holder == answer.member for holder, _ in self.out.values()), "nothing to do"
             self._check_reads_own(process, reply.version)
+
+    def _check_read(self, member: int, version: Version) -> None:
+        """Who begins at clock c reads every gradient given at clock c - s - 1 or before (Ho et al. 2013)."""
+        for gradient, stamp in self.stamps.items():
+            if stamp < self.clocks[member] - self.setup.setting:
+                assert gradient in self.update_of, f"{gradient} of clock {stamp} is in no update"
+                assert self.update_of[gradient] <= version, f"{gradient} of clock {stamp} is not read"
 
     def _check_reads_own(self, process: Process, version: Version) -> None:
         if process.counted is None:

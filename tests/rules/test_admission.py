@@ -155,6 +155,25 @@ class TestBound:
         made.catch_up(2, range(3))
         assert made.may_read(0, range(3))
 
+    def test_what_was_given_at_clock_c_minus_s_minus_1_must_be_published(self) -> None:
+        made = admission(Rule(1, bound=1), members=2)
+        for number, member in enumerate((0, 1, 0), start=1):
+            made.offer(gradient(member, sequence=number, version=number - 1))
+            made.decide()
+        # Member 0 is at clock 2, member 1 at clock 1: updates 1 and 2 were given at clock 0.
+        assert [made.sees_enough(member) for member in (0, 1)] == [False, True]
+        made.applied(Version(0, 1))
+        assert not made.sees_enough(0)
+        made.applied(Version(0, 2))
+        assert made.sees_enough(0)
+
+    def test_what_is_in_no_update_need_not_be_published(self) -> None:
+        made = admission(Rule(2, bound=0))
+        made.offer(gradient(0))
+        assert not made.sees_enough(0)
+        made.abandon()
+        assert made.sees_enough(0)
+
 
 class TestRounds:
     @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from dist_train.rules.backups import choose
+from dist_train.rules.backups import Choice, choose
 
 # One of five is 0.3 s late in every round.
 STRAGGLER = [[1.0, 1.0, 1.3, 1.0, 1.0], [1.3, 1.0, 1.0, 1.0, 1.0]]
@@ -106,6 +106,10 @@ class TestRecord:
             {"backups": 0, "step_s": 3.0, "speedup": 1.0},
             {"backups": 1, "step_s": 1.0, "speedup": 1.5},
         ]
+
+    def test_is_read_again(self) -> None:
+        choice = choose([[1.0, 2.0, 4.0]])
+        assert Choice.from_record(json.loads(json.dumps(choice.record()))).record() == choice.record()
 
 
 class TestRefusals:

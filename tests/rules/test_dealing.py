@@ -38,6 +38,34 @@ class TestLeases:
         made.take_back(lease.number)
         assert made.deal(1) == lease
 
+    def test_what_came_too_late_is_dealt_to_others_first(self) -> None:
+        made = dealer(Deck(12, 4, 1), epochs=1)
+        lease = made.deal(0)
+        assert lease is not None
+        made.take_back(lease.number, late=True)
+        other = made.deal(0, live=[0, 1])
+        assert other is not None
+        assert other.offset == 4
+        assert made.deal(1, live=[0, 1]) == lease
+
+    def test_but_to_the_same_member_when_nobody_or_nothing_else_is_there(self) -> None:
+        made = dealer(Deck(8, 4, 1), epochs=1)
+        first = made.deal(0)
+        assert first is not None
+        made.take_back(first.number, late=True)
+        assert made.deal(0, live=[0]) == first
+        made.take_back(first.number, late=True)
+        assert made.deal(0, live=[0, 1]) == Lease(2, 0, 4, 4)
+        assert made.deal(0, live=[0, 1]) == first
+
+    def test_once_all_were_too_late_it_is_anybodys(self) -> None:
+        made = dealer(Deck(12, 4, 1))
+        for member in (0, 1):
+            lease = made.deal(member, live=[0, 1])
+            assert lease == Lease(1, 0, 0, 4)
+            made.take_back(lease.number, late=True)
+        assert made.deal(0, live=[0, 1]) == Lease(1, 0, 0, 4)
+
     def test_who_is_gone_gives_back_all_but_what_is_in(self) -> None:
         made = dealer(Deck(12, 4, 1))
         first, second, third = (made.deal(0) for _ in range(3))
@@ -118,14 +146,16 @@ class Dealing(RuleBasedStateMachine):
         size=st.integers(4, 20), share=st.integers(1, 4), parts=st.integers(1, 3), in_step=st.booleans()
     )
     def begin(self, size: int, share: int, parts: int, in_step: bool) -> None:
-        self.size = size
+        self.size, self.in_step = size, in_step
         self.dealer = dealer(Deck(size, share * parts, parts, in_step=in_step))
         self.out: list[tuple[int, Lease]] = []
         self.trained: list[tuple[int, int]] = []
 
-    @rule(member=st.integers(0, 3))
-    def deal(self, member: int) -> None:
-        could, lease = self.dealer.can_deal, self.dealer.deal(member)
+    @rule(member=st.integers(0, 3), live=st.sets(st.integers(0, 3)))
+    def deal(self, member: int, live: set[int]) -> None:
+        could, lease = self.dealer.can_deal, self.dealer.deal(member, live)
+        if could and not self.in_step:
+            assert lease is not None
         if lease is not None:
             assert could
             self.out.append((member, lease))
@@ -136,6 +166,12 @@ class Dealing(RuleBasedStateMachine):
             _, lease = self.out.pop(which % len(self.out))
             assert self.dealer.finish(lease.number) == lease
             self.trained += [(lease.epoch, lease.offset + place) for place in range(lease.count)]
+
+    @rule(which=st.integers(0, 30))
+    def come_late(self, which: int) -> None:
+        if self.out:
+            _, lease = self.out.pop(which % len(self.out))
+            assert self.dealer.take_back(lease.number, late=True) == lease
 
     @rule(member=st.integers(0, 3))
     def take_back(self, member: int) -> None:

@@ -87,6 +87,29 @@ class TestBackup:
         shards_obey(world)
         assert [in_hand(world, member) for member in range(3)] == [[(8, 4)], [(12, 4)], [(16, 4)]]
 
+    def test_others_are_dealt_what_it_was_late_with(self, world: World) -> None:
+        assert in_hand(world, 0) == [(0, 4)]
+        for member in (1, 2, 0):
+            push(world, member)
+        shards_obey(world)
+        assert [in_hand(world, member) for member in range(3)] == [[(12, 4)], [(0, 4)], [(16, 4)]]
+
+    @given(
+        members=st.integers(2, 5),
+        backups=st.integers(1, 3),
+        ahead=st.integers(1, 3),
+        seed=st.integers(0, 2**32),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_nobody_is_late_twice_with_the_same_samples_while_there_are_others(
+        self, members: int, backups: int, ahead: int, seed: int
+    ) -> None:
+        setup = Setup("backup", members, min(backups, members - 1), 4000, 4, updates=40, ahead=ahead)
+        world = started(setup)
+        at_random(world, Random(seed))
+        for late in world.late.values():
+            assert len(set(late[:members])) == len(late[:members])
+
     def test_the_late_one_goes_on_from_the_newest_version(self, world: World) -> None:
         for member in (0, 1, 2):
             push(world, member)
@@ -206,7 +229,35 @@ class TestBounded:
         assert len(world.steps) == 2
         assert answers(world) == {}
         push(world, 1)
+        shards_obey(world)
+        assert answers(world) == {0: "counted", 1: "counted"}
+
+    def test_and_for_the_slow_ones_gradient_to_be_published(self, world: World) -> None:
+        for _ in range(2):
+            push(world, 0)
+            shards_obey(world)
+        push(world, 1)
+        assert answers(world) == {}
+        obey(world, 1)
+        assert world.published.number == 2
+        assert answers(world) == {}
+        obey(world, 1)
+        assert answers(world) == {0: "counted", 1: "counted"}
+
+    def test_what_the_bound_leaves_open_need_not_be_published(self, world: World) -> None:
+        push(world, 0)
+        push(world, 1)
+        obey(world, 2)
+        assert world.published.number == 1
         assert answers(world) == {0: "counted"}
+
+    def test_a_gradient_lost_with_its_update_is_not_waited_for(self, world: World) -> None:
+        for _ in range(2):
+            push(world, 0)
+            shards_obey(world)
+        push(world, 1)
+        world.roll_back(world.snapshots[-1])
+        assert set(answers(world)) == {0, 1}
 
     def test_a_late_gradient_is_never_dropped(self, world: World) -> None:
         for member in (0, 0, 1):

@@ -59,8 +59,17 @@ class TestWork:
         assert TERMS.work(Lease(1, 0, 0, 4), 0).rates == ()
 
     def test_its_own_steps_follow_the_schedule_over_the_update(self) -> None:
-        local = replace(TERMS, own_steps=4, own_rate=2.0)
-        assert local.work(Lease(1, 0, 0, 4), 16).rates == pytest.approx([0.168, 0.164, 0.16, 0.156])
+        local = replace(TERMS, own_steps=4, outer_rate=0.7)
+        assert local.work(Lease(1, 0, 0, 4), 16).rates == pytest.approx([0.084, 0.082, 0.08, 0.078])
+
+    @pytest.mark.parametrize(("count", "shares"), [(4, [2 / 8, 2 / 8]), (3, [2 / 6, 1 / 6]), (1, [1 / 2])])
+    def test_without_an_outer_optimizer_a_step_is_its_samples_share_of_an_update(
+        self, count: int, shares: list[float]
+    ) -> None:
+        """So far the server moves by the same gradient: two leases make an update."""
+        terms = replace(TERMS, own_steps=2)
+        expected = [share * (0.1 - 20 / 1000) for share in shares]
+        assert terms.work(Lease(1, 0, 0, count), 20).rates == pytest.approx(expected)
 
 
 class TestDue:
@@ -71,6 +80,14 @@ class TestDue:
         ("before", "after", "validated"), [(72, 80, True), (79, 87, True), (80, 88, False), (32, 40, False)]
     )
     def test_a_validation_comes_when_the_samples_of_its_epochs_add_up(
+        self, before: int, after: int, validated: bool
+    ) -> None:
+        assert TERMS.due(1, before, after, ends=False).validation == validated
+
+    @pytest.mark.parametrize(
+        ("before", "after", "validated"), [(70, 125, True), (30, 115, True), (85, 125, False)]
+    )
+    def test_one_that_ends_several_epochs_misses_none_that_is_validated(
         self, before: int, after: int, validated: bool
     ) -> None:
         assert TERMS.due(1, before, after, ends=False).validation == validated

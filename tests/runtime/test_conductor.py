@@ -17,9 +17,12 @@ from dist_train.rules.recovery import Failure
 from dist_train.runtime import conductor as conductors
 from dist_train.runtime import vigil
 from dist_train.runtime.conductor import Conductor
-from dist_train.runtime.crew import Crew, End, Life
+from dist_train.runtime.crew import Crew, End, Life, ShardLife
 from dist_train.runtime.letters import Ended, News, Order, Want
+from dist_train.runtime.ray_cluster import Actor
 from dist_train.runtime.remote import ActorFailed, ActorGone
+
+SHARD = ShardLife(0, cast(Actor, None))
 
 
 class PlainCoordinator:
@@ -29,6 +32,7 @@ class PlainCoordinator:
         self.heard: list[tuple[str, tuple[Any, ...]]] = []
         self.news: asyncio.Queue[News] = asyncio.Queue()
         self.gone = asyncio.Event()
+        self.last_word = DONE
 
     async def insist(self, method: str, *arguments: Any) -> Any:
         if self.gone.is_set():
@@ -51,12 +55,14 @@ class PlainCrew:
         self.coordinator = PlainCoordinator()
         self.members = len(ends)
         self.lives: dict[int, Life] = {}
-        self.shards: dict[int, tuple[int, Any]] = {3: (0, None)}
+        self.shards: dict[int, Any] = {3: SHARD}
+        self.buried: list[int] = []
         self.prepared = False
         self.started: list[tuple[int, int]] = []
         self.replaced: list[tuple[int, int]] = []
         self._ends = ends
         self._refusal = refusal
+        self.shard_error: Exception | None = None
 
     async def prepare(self) -> None:
         if self._refusal is not None:
@@ -78,8 +84,18 @@ class PlainCrew:
             return []
         return [End(life.member, time.monotonic(), how)]
 
-    async def replace_shard(self, number: int, serial: int) -> None:
-        self.replaced.append((number, serial))
+    def bury(self, serial: int) -> None:
+        self.buried.append(serial)
+        del self.shards[serial]
+
+    async def replace_shard(self, number: int) -> None:
+        if self.shard_error is not None:
+            raise self.shard_error
+        self.replaced.append((number, self.buried[-1]))
+        self.shards[self.buried[-1] + 1] = SHARD
+
+    async def record(self, event: dict[str, Any]) -> None:
+        await self.coordinator.insist("event", event)
 
     async def wait_for_members(self, seconds: float) -> None: ...
 
@@ -134,11 +150,17 @@ def failed(error: str = "boom", step: int = 5, kind: str = "RuntimeError") -> En
     return Ended(FAILED, step, "forward", kind, f"{kind}: {error}")
 
 
+async def saved(conductor: Conductor, crew: PlainCrew) -> None:
+    """Have the coordinator answer a stop by saving."""
+    await until(lambda: crew.coordinator.calls("stop"))
+    crew.coordinator.news.put_nowait(News(number=1, status=INTERRUPTED))
+
+
 async def finish(conductor: Conductor, crew: PlainCrew) -> None:
     """Let what can happen happen, then have the coordinator end the run."""
     for _ in range(50):
         await asyncio.sleep(0)
-    crew.coordinator.news.put_nowait(News(number=1, status=DONE))
+    crew.coordinator.news.put_nowait(News(number=1, status=crew.coordinator.last_word))
 
 
 @pytest.fixture(autouse=True)
@@ -178,10 +200,12 @@ class TestAMemberThatFails:
         assert "failed twice" in told.said[-1]
 
     def test_the_only_one_ends_the_run(self) -> None:
-        assert conduct(PlainCrew({0: [failed(), failed()]})).outcome == FAILED
+        told = conduct(PlainCrew({0: [failed(), failed()]}), saved)
+        assert told.outcome == FAILED
+        assert told.calls("stop") == [()], "what is trained is saved first"
 
     def test_by_the_error_of_all_others_ends_the_run_at_once(self) -> None:
-        told = conduct(PlainCrew({0: [failed(), failed()], 1: [failed()]}))
+        told = conduct(PlainCrew({0: [failed(), failed()], 1: [failed()]}), saved)
         assert told.outcome == FAILED
         assert told.said[-1] == "not going on: all workers failed in step 5: RuntimeError: boom"
 
@@ -239,10 +263,115 @@ class TestTheCoordinator:
         crew.start_member = lambda member, incarnation: crew.lives[member]  # type: ignore[method-assign]
         told = conduct(crew, story)
         assert crew.replaced == [(0, 3)]
-        assert told.said == ["shard 0 is replaced: its process is gone", "killed: worker 0: NaN"]
+        assert sorted(told.said) == ["killed: worker 0: NaN", "shard 0 is replaced: its process is gone"]
+
+
+class TestAShard:
+    @staticmethod
+    def lost(times: int) -> Story:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            for serial in range(3, 3 + times):
+                wants = [Want("shard", 0, serial, "its process is gone")]
+                crew.coordinator.news.put_nowait(News(number=serial, wants=wants))
+                while (0, serial) not in crew.replaced and not crew.coordinator.calls("stop"):
+                    await asyncio.sleep(0)
+            await finish(conductor, crew)
+
+        return story
+
+    def test_is_replaced_as_often_as_is_allowed_without_progress(self) -> None:
+        told = conduct(PlainCrew({0: []}), self.lost(3))
+        assert told.outcome == DONE
+        assert told.crew.replaced == [(0, 3), (0, 4), (0, 5)]
+
+    def test_that_is_lost_more_often_has_the_run_saved_and_failed(self) -> None:
+        crew = PlainCrew({0: []})
+        crew.coordinator.last_word = INTERRUPTED
+        told = conduct(crew, self.lost(5))
+        assert told.outcome == FAILED
+        assert told.calls("stop") == [()]
+        assert "recovery.max_restarts" in told.said[-1]
+
+    def test_that_is_lost_too_often_is_done_without_while_it_has_another_copy(self) -> None:
+        crew = PlainCrew({0: []})
+        crew.shards[99] = SHARD
+
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            wants = [Want("shard", 0, 3, "its process is gone")]
+            crew.coordinator.news.put_nowait(News(number=1, wants=wants))
+            await finish(conductor, crew)
+
+        told = conduct(crew, story, max_restarts=0)
+        assert told.outcome == DONE
+        assert told.calls("stop") == []
+        assert told.said == ["shard 0 goes on with one copy less: not restarting: recovery.max_restarts is 0"]
+
+    def test_that_cannot_be_built_has_the_run_saved_and_failed(self) -> None:
+        crew = PlainCrew({0: []})
+        crew.shard_error = ActorFailed("no memory")
+        crew.coordinator.last_word = INTERRUPTED
+        told = conduct(crew, self.lost(1))
+        assert told.outcome == FAILED
+        assert told.calls("stop") == [()]
+        assert told.said[-1] == "shard 0 cannot be replaced: no memory"
+
+    def test_wanted_twice_is_replaced_once(self) -> None:
+        crew = PlainCrew({0: []})
+
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            for number in (1, 2):
+                crew.coordinator.news.put_nowait(News(number, wants=[Want("shard", 0, 3, "gone")]))
+            await finish(conductor, crew)
+
+        assert conduct(crew, story).crew.replaced == [(0, 3)]
+
+
+class TestAtTheEnd:
+    """What happens between the coordinator's last word and the end of the members' processes."""
+
+    @pytest.mark.parametrize("status", [DONE, INTERRUPTED])
+    def test_no_error_no_signal_and_no_silence_changes_how_it_ended(self, status: int) -> None:
+        class LeavingCrew(PlainCrew):
+            async def run_member(self, life: Life) -> list[End]:
+                await leaving.wait()
+                life.over.set()
+                return [End(life.member, time.monotonic(), failed("I/O operation on closed file"))]
+
+            async def wait_for_members(self, seconds: float) -> None:
+                leaving.set()
+                self.coordinator.gone.set()
+                await self.lives[0].over.wait()
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    conductor_of[0].stop(number)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            conductor_of.append(conductor)
+            await until(lambda: crew.prepared)
+            crew.coordinator.news.put_nowait(News(number=1, status=status))
+
+        leaving = asyncio.Event()
+        conductor_of: list[Conductor] = []
+        told = conduct(LeavingCrew({0: []}), story)
+        assert told.outcome == status
+        assert told.said == []
 
 
 class TestAskedToStop:
+    def test_it_does_not_begin_again_when_the_coordinator_is_lost_meanwhile(self) -> None:
+        async def story(conductor: Conductor, crew: PlainCrew) -> None:
+            await until(lambda: crew.prepared)
+            conductor.stop(signal.SIGTERM)
+            await until(lambda: crew.coordinator.calls("stop"))
+            crew.coordinator.gone.set()
+            crew.coordinator.news.put_nowait(News(number=1))
+
+        told = conduct(PlainCrew({0: [], 1: []}), story)
+        assert told.outcome == FAILED
+        assert told.said[-1].startswith("the coordinator is lost: ")
+        assert told.said[-1].endswith("since the last checkpoint is not saved")
+
     def test_it_has_the_state_saved(self) -> None:
         async def story(conductor: Conductor, crew: PlainCrew) -> None:
             await until(lambda: crew.prepared)

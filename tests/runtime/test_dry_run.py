@@ -63,7 +63,7 @@ class TestDescription:
         assert "# group 3" in text
 
     def test_asks_for_no_model_in_mode_sync(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(dry_run, "_parameters", lambda config: pytest.fail("a model was made"))
+        monkeypatch.setattr(dry_run, "_model", lambda config: pytest.fail("a model was made"))
         assert "# group 0" in describe(configured({}))
 
     @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -71,10 +71,17 @@ class TestDescription:
         config = configured({"mode": mode})
         assert load_config(yaml.safe_load(describe(config)), ()) == config
 
+    def test_refuses_more_shards_than_the_model_can_be_cut_into(self) -> None:
+        # One hidden unit: 64 + 1 weights and biases go into 80 elements, 10 + 10 into 32: 7 pieces of 16.
+        smallest = {"model": {"name": "mlp", "hidden": [1]}}
+        assert "# server" in describe(configured({"mode": "async", "server": {"shards": 7}}, **smallest))
+        with pytest.raises(ConfigError, match=r"parallel\.server\.shards"):
+            describe(configured({"mode": "async", "server": {"shards": 8}}, **smallest))
+
     def test_says_what_of_the_task_failed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(config: Config) -> int:
             raise RuntimeError("no such layer")
 
-        monkeypatch.setattr(dry_run, "_parameters", fail)
+        monkeypatch.setattr(dry_run, "_model", fail)
         with pytest.raises(ConfigError, match="task digits: no model: RuntimeError: no such layer"):
             describe(configured({"mode": "async"}))

@@ -27,3 +27,21 @@ def test_all_that_a_process_prints_and_its_stacks_go_to_its_log(tmp_path: Path) 
     for expected in ("said", "complained", "most recent call first", "written"):
         assert expected in text
     assert elsewhere.read_text() == ""
+
+
+DEAF = """
+import os, signal, threading
+from dist_train.runtime.heart import leave_interrupts_to_the_conductor
+
+thread = threading.Thread(target=leave_interrupts_to_the_conductor)
+thread.start()
+thread.join()
+for number in (signal.SIGTERM, signal.SIGINT):
+    os.kill(os.getpid(), number)
+print("alive")
+"""
+
+
+def test_what_a_scheduler_sends_to_all_processes_ends_only_the_conductor() -> None:
+    ended = subprocess.run([sys.executable, "-c", DEAF], check=True, timeout=60, capture_output=True)
+    assert ended.stdout == b"alive\n"

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c
+from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to
 
 
 async def seven() -> int:
@@ -61,3 +61,43 @@ def test_sigterm_interrupts_like_ctrl_c_and_only_inside() -> None:
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_requests_to_stop_reach_the_loop_and_then_whoever_heard_them_before() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    heard: list[signal.Signals] = []
+
+    async def attempt() -> None:
+        with stop_signals_to(heard.append):
+            for number in before:
+                os.kill(os.getpid(), number)
+            while len(heard) < len(before):
+                await asyncio.sleep(0)
+
+    asyncio.run(attempt())
+    assert heard == list(before)
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_sigterm_is_still_heard_after_an_attempt_has_ended() -> None:
+    async def attempt() -> None:
+        with stop_signals_to(lambda number: None):
+            pass
+
+    with sigterm_as_ctrl_c():
+        asyncio.run(attempt())
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async def attempt() -> None:
+        with stop_signals_to(lambda number: None):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+    try:
+        asyncio.run(attempt())
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -28,11 +28,16 @@ NOWHERE = Address(1, 1, 1, 1, 1)
 
 
 class PlainShard:
-    def __init__(self) -> None:
+    """``ends_at`` is the kind of command, or the verb, at which it ends."""
+
+    def __init__(self, ends_at: Any = None) -> None:
         self.alive = True
+        self.ends_at = ends_at
         self.obeyed: list[Command] = []
 
     async def insist(self, method: str, index: int = 0, commands: tuple[Command, ...] = ()) -> Any:
+        if method == self.ends_at or any(type(command) is self.ends_at for command in commands):
+            self.alive = False
         if not self.alive:
             raise ActorGone("a shard has ended")
         if method == "line":
@@ -82,6 +87,11 @@ class PlainReferee:
         self.stopped = self.finished = False
         self.reports: list[tuple[str, Any]] = []
 
+    def roll_back(self, to: Start, era: int) -> list[Action]:
+        self.reports.append(("roll_back", (to, era)))
+        self.admission.version = Version(era, to.updates)
+        return []
+
     def __getattr__(self, verb: str) -> Callable[[Any], list[Action]]:
         def report(what: Any) -> list[Action]:
             self.reports.append((verb, what))
@@ -113,7 +123,7 @@ class PlainRun:
     def event(self, event: dict[str, Any]) -> None:
         self.events.append(event["event"])
 
-    def rolled_back(self, shard: int, kept: Kept) -> None:
+    def rolled_back(self, shard: int, kept: Kept, era: int) -> None:
         self.lost.append((shard, kept.start.updates))
 
     def reconsider_backups(self) -> list[Action]:
@@ -128,7 +138,7 @@ class PlainRun:
 
 
 class PlainMemories:
-    deposits = SimpleNamespace(copies=dict)
+    deposits = SimpleNamespace(copies=dict, go_back=lambda kept: None)
 
     def attachments(self) -> list[Attach]:
         return [ATTACH]
@@ -137,7 +147,7 @@ class PlainMemories:
 
 
 def kept_after(updates: int) -> Kept:
-    return Kept(Start(updates, 4 * updates), {}, {}, {})
+    return Kept(Start(updates, 4 * updates), {}, {}, ())
 
 
 ATTACH = Attach(0, 0, NOWHERE, 0)
@@ -174,8 +184,8 @@ class World:
         self.pump.close_entry()
         return push
 
-    def successor(self, serial: int) -> PlainShard:
-        shard = PlainShard()
+    def successor(self, serial: int, ends_at: Any = None) -> PlainShard:
+        shard = PlainShard(ends_at)
         self.pump.admit(Copy(0, serial, cast(Actor, shard)))
         return shard
 
@@ -294,10 +304,10 @@ class TestALostShard:
 
         world = play(story)
         assert world.run.lost == [(0, 1)]
-        assert world.run.referee.reports[-1] == ("roll_back", Start(1, 4))
+        assert world.run.referee.reports[-1] == ("roll_back", (Start(1, 4), 1))
         attach, load = world.new.obeyed  # type: ignore[attr-defined]
         assert attach == ATTACH
-        assert load == Load(1, 1, 1, {"steps": 2.0})
+        assert load == Load(1, 1, 1, {"steps": 3.0})
 
     def test_takes_with_it_what_was_decided_until_then(self) -> None:
         async def story(world: World) -> None:
@@ -338,7 +348,12 @@ class TestALostShard:
             await world.pump.rest()
             await world.pump.keep_now()
 
-        assert play(story).run.lost[0] == (0, 0)
+        world = play(story)
+        assert world.run.lost == [(0, 0)]
+        # The snapshot that it ends with is not written over.
+        newest = world.run.holdings.newest()
+        assert newest is not None
+        assert newest[1].start.updates == 0
 
     def test_is_missed_when_somebody_cannot_read_from_it(self) -> None:
         async def story(world: World) -> None:
@@ -348,3 +363,60 @@ class TestALostShard:
             await world.asked(1)
 
         assert [want.kind for want in play(story).wants] == ["shard"]
+
+    def test_twice_begins_an_era_that_none_of_the_shards_has_begun(self) -> None:
+        async def story(world: World) -> None:
+            world.decide(1, snapshot=True)
+            await world.pump.rest()
+            world.shards[0].alive = False
+            world.decide(2)
+            await world.asked(1)
+            # It obeys the first of the two commands, then it is lost as well.
+            world.successor(7, ends_at=Load)
+            await world.asked(2)
+            world.new = world.successor(8)  # type: ignore[attr-defined]
+            await world.pump.rest()
+
+        world = play(story)
+        assert world.run.referee.reports[-1] == ("roll_back", (Start(1, 4), 2))
+        assert world.new.obeyed[-1] == Load(1, 2, 1, {"steps": 3.0})  # type: ignore[attr-defined]
+
+    def test_has_one_successor_however_often_it_is_announced(self) -> None:
+        async def story(world: World) -> None:
+            world.shards[0].alive = False
+            world.decide(1)
+            await world.asked(1)
+            world.successor(7).alive = False
+            await world.asked(2)
+            # The call was repeated, its answer lost: that process has come and gone.
+            world.again = world.successor(7)  # type: ignore[attr-defined]
+            world.successor(8)
+            await world.pump.rest()
+
+        world = play(story)
+        assert world.again.obeyed == []  # type: ignore[attr-defined]
+        assert [want.incarnation for want in world.wants] == [0, 7]
+
+
+class TestAShardThatEndsBeforeTheRunBegins:
+    @pytest.mark.parametrize("ends_at", [Load, "where"])
+    def test_is_waited_for_until_it_has_a_successor(self, ends_at: Any) -> None:
+        async def whole() -> World:
+            world = World()
+            world.shards[0].ends_at = ends_at
+            begins = asyncio.ensure_future(world.begin())
+            async with asyncio.timeout(10):
+                await world.asked(1)
+                assert world.pump.sources is None
+                world.new = world.successor(7)  # type: ignore[attr-defined]
+                await begins
+                world.decide(1)
+                await world.pump.rest()
+            world.work.cancel()
+            return world
+
+        world = asyncio.run(whole())
+        assert world.new.obeyed[0] == Load(0, 0, 0, {})  # type: ignore[attr-defined]
+        assert world.new.updates == [1]  # type: ignore[attr-defined]
+        assert world.pump.sources is not None
+        assert [want.incarnation for want in world.wants] == [0]

@@ -11,7 +11,7 @@ import pytest
 from dist_train.config.schema import Recovery
 from dist_train.rules.liveness import Beat
 from dist_train.runtime import vigil
-from dist_train.runtime.crew import Crew, Life
+from dist_train.runtime.crew import Crew, Life, ShardLife
 from dist_train.runtime.letters import Pulse
 from dist_train.runtime.ray_cluster import Actor
 from dist_train.runtime.remote import Process
@@ -32,16 +32,13 @@ class PlainActor:
 
     def __init__(self, pulses: dict[tuple[str, int, int], Heard]) -> None:
         self._pulses = pulses
-        self._looks = 0
+        self.looks = 0
         self.events: list[dict[str, Any]] = []
         self.killed = False
 
     async def insist(self, method: str, *arguments: Any) -> Any:
-        if method == "event":
-            self.events.append(arguments[0])
-            return None
-        self._looks += 1
-        if self._looks > 2:
+        self.looks += 1
+        if self.looks > 2:
             raise TimeoutError
         return self._pulses
 
@@ -56,7 +53,11 @@ class PlainCrew:
             member: Life(member, 0, {rank: cast(Actor, PlainActor({})) for rank in row})
             for member, row in enumerate(ranks)
         }
-        self.shards: dict[int, tuple[int, Actor]] = {}
+        self.shards: dict[int, ShardLife] = {}
+        self.prepared = True
+
+    async def record(self, event: dict[str, Any]) -> None:
+        self.coordinator.events.append(event)
 
 
 class Watched:
@@ -66,12 +67,12 @@ class Watched:
         self.said: list[str] = []
         self.signals: list[tuple[int, int]] = []
         self.events = crew.coordinator.events
-        monkeypatch.setattr(vigil, "LOOK_S", 0.0)
         monkeypatch.setattr(vigil, "STACKS_S", 0.0)
         monkeypatch.setattr(
             vigil, "kill_process", lambda process, number: self.signals.append((process.pid, number))
         )
         self.vigil = Vigil(cast(Crew, crew), SETTINGS, self.said.append)
+        monkeypatch.setattr(vigil, "LOOK_S", 0.0)
         self.end = asyncio.run(self.vigil.watch())
 
 
@@ -116,7 +117,7 @@ def test_a_group_whose_speaker_waits_for_the_server_is_not_hung(monkeypatch: pyt
 
 def test_one_copy_of_a_shard_is_not_taken_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     crew = PlainCrew({("shard", 1, 0): heard(1), ("shard", 2, 0): heard(2, silence=6)}, [])
-    crew.shards = {serial: (0, cast(Actor, PlainActor({}))) for serial in (1, 2)}
+    crew.shards = {serial: ShardLife(0, cast(Actor, PlainActor({}))) for serial in (1, 2)}
     watched = Watched(crew, monkeypatch)
     assert watched.signals == [(102, number) for number in KILLED]
     assert watched.said[0].startswith("shard 0 is frozen: no sign of life")
@@ -146,7 +147,9 @@ def test_a_pulse_that_was_closed_in_good_order_is_no_silence(monkeypatch: pytest
 
 
 def test_a_coordinator_that_does_not_answer_ends_the_vigil(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Watched(PlainCrew({}, []), monkeypatch).end == "no answer for 5.0 s"
+    crew = PlainCrew({}, [])
+    assert Watched(crew, monkeypatch).end.startswith("no answer for ")
+    assert crew.coordinator.looks == 4, "twice there was an answer, and two questions were in vain"
 
 
 def test_what_somebody_else_condemns_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,3 +158,55 @@ def test_what_somebody_else_condemns_is_remembered(monkeypatch: pytest.MonkeyPat
     watched.vigil.condemn(crew.lives[0], Verdict("refused", "worker 0: NaN three times"))
     assert watched.vigil.verdict_on(crew.lives[0]) == Verdict("refused", "worker 0: NaN three times")
     assert watched.said == ["killed: worker 0: NaN three times"]
+
+
+def test_a_frozen_process_is_found_in_less_than_the_five_seconds_of_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It ends right after a look, and the next look comes half a second later.
+    worst = 5.0 - vigil.LOOK_S
+    silent = PlainCrew({("worker", 0, 0): heard(0, silence=worst)}, [[0]])
+    assert Watched(silent, monkeypatch).signals == [(100, number) for number in KILLED]
+
+
+def test_a_shard_that_never_comes_is_killed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = PlainCrew({}, [])
+    actor = PlainActor({})
+    crew.shards = {4: ShardLife(1, cast(Actor, actor), time.monotonic() - 601)}
+    watched = Watched(crew, monkeypatch)
+    assert watched.said == ["killed: shard 1 did not start within 601 s"]
+    assert actor.killed
+
+
+def test_what_is_seen_right_after_this_process_stood_still_is_held_against_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = PlainCrew({("worker", 0, 0): heard(0, silence=60)}, [[0]])
+    clock = StandingStill()
+    monkeypatch.setattr(vigil, "time", clock)
+    monkeypatch.setattr(asyncio, "sleep", clock.sleep)
+
+    async def beat_again(method: str) -> Any:
+        # All are heard again as soon as they have had a moment.
+        crew.coordinator.looks += 1
+        if crew.coordinator.looks > 2:
+            raise TimeoutError
+        return {("worker", 0, 0): heard(0, silence=60 if clock.now < 61.0 else 0.2)}
+
+    monkeypatch.setattr(crew.coordinator, "insist", beat_again)
+    watched = Watched(crew, monkeypatch)
+    assert clock.now == 60.0 + vigil.LATE_S
+    assert watched.signals == []
+
+
+class StandingStill:
+    """A clock that time has to be slept on, and whose first sleep lasts a minute."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds if self.now else 60.0

@@ -110,12 +110,12 @@ class TestEnd:
 
 def test_a_straggler_is_named_with_the_time_it_loses() -> None:
     times = StepTimes(data=0.11, forward=0.02, backward=0.03, communication=0.0, update=0.01)
-    event = straggler_event(Straggler(6, "data", 2.434), "worker 6-7", times, step=10)
+    event = straggler_event(Straggler(6, "data", 2.434), "workers 6-7 are", times, step=10)
     assert event == {
         "event": "straggler",
         "step": 10,
         "rank": 6,
         "phase": "data",
         "ratio": 2.43,
-        "warning": "worker 6-7 is 2.4 times slower than the others, most of it in data (110.0 ms per step)",
+        "warning": "workers 6-7 are 2.4 times slower than the others, most of it in data (110.0 ms per step)",
     }

@@ -170,3 +170,14 @@ def test_a_stamp_leaves_the_event_as_it_was() -> None:
     event = {"event": "start"}
     assert stamped(event).keys() == {"time", "event"}
     assert event == {"event": "start"}
+
+
+def test_what_comes_after_the_end_is_not_written(tmp_path: Path) -> None:
+    book, heard = opened(tmp_path)
+    book.event({"event": "checkpoint"})
+    book.close()
+    book.event({"event": "failure", "warning": "too late"})
+    book.train(train_line(10))
+    book.validation(val_line(10))
+    assert [line["event"] for line in lines(tmp_path / EVENTS)] == ["checkpoint"]
+    assert heard.told[-1] == ("close", None)

@@ -16,7 +16,7 @@ from dist_train.rules.sampling import Run
 from dist_train.rules.staleness import Staleness
 from dist_train.watch.course import Course, Earlier, End, Standing
 from dist_train.watch.logbook import NoLogbook
-from dist_train.watch.records import TrainLine
+from dist_train.watch.records import TrainLine, ValLine
 from dist_train.watch.server_reporter import ServerReporter
 from dist_train.watch.tally import Tally
 
@@ -28,6 +28,7 @@ ZERO = Version(0, 0)
 class Book(NoLogbook):
     def __init__(self) -> None:
         self.lines: list[TrainLine] = []
+        self.validations: list[ValLine] = []
         self.events: list[Mapping[str, Any]] = []
         self.summary: Mapping[str, Any] = {}
 
@@ -36,6 +37,9 @@ class Book(NoLogbook):
 
     def event(self, event: Mapping[str, Any]) -> None:
         self.events.append(event)
+
+    def validation(self, line: ValLine) -> None:
+        self.validations.append(line)
 
     def finish(self, summary: Mapping[str, Any], resume: str | None = None) -> None:
         self.summary = summary
@@ -176,6 +180,31 @@ class TestLine:
         assert line.slowest_rank == 2
 
 
+class TestValidation:
+    def test_carries_what_training_lines_carry_since_the_one_before(self) -> None:
+        run = Rehearsal()
+        run.apply((run.push(0), 8))
+        run.give_back(1, "dropped")
+        run.reporter.validated(run.at, {"loss": 0.5}, 0.1)
+        run.line()
+        run.apply((run.push(0), 2))
+        run.reporter.waited(1, "quorum", 3.0)
+        run.reporter.validated(run.at, {"loss": 0.4}, 0.1)
+        first, second = (line.record() for line in run.book.validations)
+        assert (first["staleness"], first["staleness_p99"], first["dropped"]) == (8.0, 8, 1)
+        assert (second["staleness"], second["dropped"], second["waiting_quorum"]) == (2.0, 1, 3.0)
+        assert run.book.lines[0].extras.keys() <= second.keys()
+
+
+class TestBlame:
+    def test_names_workers_not_members_and_whose_loss_was_not_finite(self) -> None:
+        run = Rehearsal(group_size=2)
+        push = run.push(1, loss=float("nan"), not_finite=(1,))
+        assert run.reporter.blamed(1, push) == "workers 2-3 (the loss of worker 3)"
+        assert run.reporter.blamed(1, None) == "workers 2-3"
+        assert Rehearsal().reporter.blamed(3, push) == "worker 3"
+
+
 class TestHistogram:
     def test_of_staleness_is_an_event_at_each_validation_and_at_the_end(self) -> None:
         run = Rehearsal()
@@ -205,7 +234,7 @@ class TestStraggler:
             run.line()
         (event,) = run.book.named("straggler")
         assert (event["rank"], event["phase"], event["step"]) == (2, "backward", 3)
-        assert event["warning"].startswith("worker 2-3 is 3.0 times slower than the others")
+        assert event["warning"].startswith("workers 2-3 are 3.0 times slower than the others")
 
 
 class TestSummary:

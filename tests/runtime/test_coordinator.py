@@ -1,0 +1,191 @@
+"""The coordinator as an object of this process, over a run without data, shards and members."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dist_train.errors import TrainingError
+from dist_train.rules.decisions import Action, Answer
+from dist_train.rules.liveness import Beat
+from dist_train.rules.messages import FIRST, Push, Reply
+from dist_train.runtime import children
+from dist_train.runtime import coordinator as coordinators
+from dist_train.runtime.coordinator import Coordinator
+from dist_train.runtime.letters import Hello, Order, Pulse, Want
+from dist_train.runtime.remote import Process
+
+
+class PlainReferee:
+    """Answers every gradient at once; remembers who joined and who left."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self.stopped = self.finished = self.owes_validation = False
+        self.admission = SimpleNamespace(live=())
+
+    def join(self, *who: int) -> list[Action]:
+        self.heard.append(("join", who))
+        return []
+
+    def leave(self, *who: int) -> list[Action]:
+        self.heard.append(("leave", who))
+        return []
+
+    def push(self, push: Push) -> list[Action]:
+        self.heard.append(("push", push.sequence))
+        return [Answer(push.member, push.incarnation, push.sequence, Reply("counted", FIRST), "work")]
+
+
+class PlainRun:
+    members = 2
+
+    def __init__(self, order: Order) -> None:
+        self.referee = self.referee_or_none = PlainReferee()
+        self.events: list[dict[str, Any]] = []
+        self.pushed_to_records: list[int] = []
+        self.records_fail = False
+
+    @property
+    def records(self) -> Any:
+        return SimpleNamespace(answered=self._answered)
+
+    def _answered(self, answer: Answer) -> None:
+        if self.records_fail:
+            raise ValueError("write to closed file")
+
+    def event(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def pushed(self, push: Push) -> None:
+        self.pushed_to_records.append(push.sequence)
+
+    def length_if_new(self) -> None: ...
+
+    def shown(self) -> list[Any]:
+        return []
+
+
+PLAIN_PUMP = SimpleNamespace(close_entry=lambda: None)
+PLAIN_MEMORIES = SimpleNamespace(knows=lambda push: False)
+
+
+class World:
+    def __init__(self) -> None:
+        self.coordinator = Coordinator(cast(Order, SimpleNamespace(run_dir=Path())))
+        self.coordinator._pump = cast(Any, PLAIN_PUMP)
+        self.coordinator._memories = cast(Any, PLAIN_MEMORIES)
+        self.run = cast(PlainRun, self.coordinator._run)
+        self.referee = self.run.referee
+
+
+Story = Callable[[World], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinators, "redirect_output", lambda path: None)
+    monkeypatch.setattr(coordinators, "leave_interrupts_to_the_conductor", lambda: None)
+    monkeypatch.setattr(children, "dump_stacks_on_request", lambda: None)
+    monkeypatch.setattr(coordinators, "ServerRun", PlainRun)
+
+
+def play(story: Story) -> World:
+    async def whole() -> World:
+        async with asyncio.timeout(10):
+            world = World()
+            await story(world)
+            return world
+
+    return asyncio.run(whole())
+
+
+def push(sequence: int, member: int = 0, incarnation: int = 0) -> Push:
+    return Push(member, incarnation, sequence, sequence, FIRST, 4, 1.0)
+
+
+def test_news_asked_for_twice_at_once_are_the_same_and_nothing_wanted_is_lost() -> None:
+    want = Want("shard", 0, 1, "its process is gone")
+
+    async def story(world: World) -> None:
+        first = asyncio.ensure_future(world.coordinator.news(0))
+        repeated = asyncio.ensure_future(world.coordinator.news(0))
+        await asyncio.sleep(0)
+        world.coordinator._want(want)
+        for news in (await first, await repeated, await world.coordinator.news(0)):
+            assert (news.number, news.wants) == (1, [want])
+
+    play(story)
+
+
+class TestAProcessThatIsGone:
+    def test_is_not_let_in_by_what_it_said_before(self) -> None:
+        async def story(world: World) -> None:
+            world.coordinator.lost(0, 0, {"event": "failure"})
+            assert (await world.coordinator.join(0, 0, 1)).outcome == "ended"
+            assert (await world.coordinator.push(push(3))).outcome == "ended"
+            with pytest.raises(TrainingError, match="another process has taken the place of member 0"):
+                await world.coordinator.enlist(cast(Hello, SimpleNamespace(member=0, incarnation=0)))
+
+        assert play(story).referee.heard == [("leave", (0, 0))]
+
+    def test_has_a_successor_that_is(self) -> None:
+        async def story(world: World) -> None:
+            world.coordinator.lost(0, 0, {"event": "failure"})
+            joining = asyncio.ensure_future(world.coordinator.join(0, 1, 1))
+            await asyncio.sleep(0)
+            joining.cancel()
+
+        assert play(story).referee.heard[-1] == ("join", (0, 1, 1))
+
+    def test_is_lost_once(self) -> None:
+        async def story(world: World) -> None:
+            for _ in range(2):
+                world.coordinator.lost(0, 0, {"event": "failure"})
+
+        world = play(story)
+        assert len(world.run.events) == len(world.referee.heard) == 1
+
+    def test_leaves_no_pulse_behind_once_its_successor_beats(self) -> None:
+        async def story(world: World) -> None:
+            for incarnation in range(3):
+                beat = Beat(0, 1, "forward", 0.0, 0.0)
+                pulse = Pulse(beat, 0.0, Process(1, 1, "host", "node"), incarnation)
+                world.coordinator.pulse("worker", 0, pulse)
+            assert list(world.coordinator.pulses()) == [("worker", 0, 2)]
+
+        play(story)
+
+
+def test_a_very_late_repeat_of_a_gradient_is_not_judged() -> None:
+    async def story(world: World) -> None:
+        for sequence in (1, 2):
+            assert (await world.coordinator.push(push(sequence))).outcome == "counted"
+        assert (await world.coordinator.push(push(1))).outcome == "ended"
+
+    world = play(story)
+    assert world.referee.heard == [("push", 1), ("push", 2)]
+    assert world.run.pushed_to_records == [1, 2]
+
+
+def test_an_event_is_written_once_however_often_it_is_told() -> None:
+    async def story(world: World) -> None:
+        for number in (1, 2, 1):
+            world.coordinator.event(number, {"event": "hung", "number": number})
+
+    assert [event["number"] for event in play(story).run.events] == [1, 2]
+
+
+def test_a_member_has_its_answer_whatever_becomes_of_the_records() -> None:
+    async def story(world: World) -> None:
+        world.run.records_fail = True
+        with pytest.raises(ValueError, match="closed file"):
+            await world.coordinator.push(push(1))
+        assert (await world.coordinator.push(push(1))).outcome == "counted"
+
+    play(story)
