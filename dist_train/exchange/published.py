@@ -10,28 +10,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dist_train.errors import TrainingError
 from dist_train.exchange.segments import Segment, aligned
+from dist_train.rules.messages import Version
 
 SLOTS = 3
 _VERSION_BITS = 40
 _UNMARKED = 0
 _LOOK_AGAIN_S = 0.0005
-
-
-class Edition(NamedTuple):
-    """What was published: a version, in the era that began with the last return to an earlier one.
-
-    Editions are ordered, also across such a return; no edition is ever published twice.
-    """
-
-    era: int
-    version: int
 
 
 class NotPublished(TrainingError):
@@ -41,7 +31,7 @@ class NotPublished(TrainingError):
 class PublishedWriter:
     """Publishes the slice of ``size`` float32 elements; the only writer of its segment.
 
-    On a segment that already holds editions it goes on where the last writer died; it must begin a new era
+    On a segment that already holds versions it goes on where the last writer died; it must begin a new era
     if that one's last version is to be published again.
     """
 
@@ -59,7 +49,7 @@ class PublishedWriter:
         self.era = era
 
     def current(self) -> Tensor:
-        """Return the slice of the newest edition, not to be written to; ValueError before the first."""
+        """Return the slice of the newest version, not to be written to; ValueError before the first."""
         stamps = self._stamps()
         if max(stamps) == _UNMARKED:
             raise ValueError("nothing is published yet")
@@ -70,7 +60,7 @@ class PublishedWriter:
 
         Raises ValueError when the era has had this version, or a later one.
         """
-        stamp = _stamp(Edition(self.era, version))
+        stamp = _stamp(Version(self.era, version))
         if stamp <= max(self._words):
             raise ValueError(f"version {version} of era {self.era} does not come after {self._newest()}")
         stamps = self._stamps()
@@ -82,7 +72,7 @@ class PublishedWriter:
 
     def commit(self, version: int) -> None:
         """Let the readers see what was begun; ValueError when that is not ``version``."""
-        if self._begun is None or self._begun[1] != _stamp(Edition(self.era, version)):
+        if self._begun is None or self._begun[1] != _stamp(Version(self.era, version)):
             raise ValueError(f"version {version} of era {self.era} was not begun")
         slot, stamp = self._begun
         _fence()
@@ -91,8 +81,8 @@ class PublishedWriter:
         self._words[0] = stamp
         self._begun = None
 
-    def _newest(self) -> Edition:
-        return _edition(self._words[0]) or Edition(0, -1)
+    def _newest(self) -> Version:
+        return _unstamped(self._words[0]) or Version(0, -1)
 
     def _stamps(self) -> list[int]:
         return self._words.tolist()[1:]
@@ -104,18 +94,18 @@ class PublishedReader:
     def __init__(self, segment: Segment, size: int, slots: int = SLOTS) -> None:
         self._words, self._slots = _laid_out(segment, size, slots)
 
-    def newest(self) -> Edition | None:
-        return _edition(self._words[0])
+    def newest(self) -> Version | None:
+        return _unstamped(self._words[0])
 
-    def has(self, edition: Edition) -> bool:
-        return _stamp(edition) in self._words.tolist()[1:]
+    def has(self, version: Version) -> bool:
+        return _stamp(version) in self._words.tolist()[1:]
 
-    def read(self, edition: Edition, into: Tensor) -> bool:
-        """Copy ``edition`` to ``into``, a tensor of ``size`` elements on any device.
+    def read(self, version: Version, into: Tensor) -> bool:
+        """Copy ``version`` to ``into``, a tensor of ``size`` elements on any device.
 
-        False when it is not there, or was overwritten during the copy: then ``into`` holds no edition.
+        False when it is not there, or was overwritten during the copy: then ``into`` holds no version.
         """
-        stamp = _stamp(edition)
+        stamp = _stamp(version)
         stamps = self._words.tolist()[1:]
         if stamp not in stamps:
             return False
@@ -127,42 +117,42 @@ class PublishedReader:
 
 
 def published_bytes(size: int, slots: int = SLOTS) -> int:
-    """Return how large a segment must be for ``slots`` editions of ``size`` float32 elements."""
+    """Return how large a segment must be for ``slots`` versions of ``size`` float32 elements."""
     return _start(slots) + slots * aligned(4 * size)
 
 
 def read_all(
     readers: Sequence[PublishedReader],
     parts: Sequence[Tensor],
-    at_least: Edition,
+    at_least: Version,
     patience_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
-) -> Edition:
-    """Copy the newest edition that all shards have to ``parts``, and return which one it is: never a mix.
+) -> Version:
+    """Copy the newest version that all shards have to ``parts``, and return which one it is: never a mix.
 
     Raises NotPublished when ``at_least`` or later has not come within ``patience_s`` seconds. A copy that was
     torn shows that the shards are at work: patience begins again, however long the copies take.
     """
     deadline = clock() + patience_s
     while True:
-        newest = [reader.newest() or Edition(-1, -1) for reader in readers]
-        edition = min(newest)
-        if edition >= at_least and all(reader.has(edition) for reader in readers):
-            if all(reader.read(edition, part) for reader, part in zip(readers, parts, strict=True)):
-                return edition
+        newest = [reader.newest() or Version(-1, -1) for reader in readers]
+        version = min(newest)
+        if version >= at_least and all(reader.has(version) for reader in readers):
+            if all(reader.read(version, part) for reader, part in zip(readers, parts, strict=True)):
+                return version
             deadline = clock() + patience_s
         elif clock() > deadline:
-            shard = newest.index(edition)
+            shard = newest.index(version)
             raise NotPublished(
-                f"waited {patience_s:g} s for version {at_least.version} (era {at_least.era}) of all shards: "
-                f"shard {shard} has published {_told(edition)}; look into the log of that shard"
+                f"waited {patience_s:g} s for version {at_least.number} (era {at_least.era}) of all shards: "
+                f"shard {shard} has published {_told(version)}; look into the log of that shard"
             )
         pause(_LOOK_AGAIN_S)
 
 
 def _laid_out(segment: Segment, size: int, slots: int) -> tuple[memoryview[int], list[Tensor]]:
-    """Return the marks (the newest edition's, then one for each slot) and the slots."""
+    """Return the marks (the newest version's, then one for each slot) and the slots."""
     if slots < 2:
         raise ValueError(f"{slots} slots: one is read while another is written, so there must be two")
     start, stride = _start(slots), aligned(4 * size)
@@ -174,17 +164,17 @@ def _start(slots: int) -> int:
     return aligned(8 * (1 + slots))
 
 
-def _stamp(edition: Edition) -> int:
+def _stamp(version: Version) -> int:
     """One word, so that it is never seen half written; above 0, as fresh memory is unmarked."""
-    if not 0 <= edition.version < 2**_VERSION_BITS:
-        raise ValueError(f"no version {edition.version}: it must be from 0 to {2**_VERSION_BITS - 1}")
-    return (edition.era << _VERSION_BITS | edition.version) + 1
+    if not 0 <= version.number < 2**_VERSION_BITS:
+        raise ValueError(f"no version {version.number}: it must be from 0 to {2**_VERSION_BITS - 1}")
+    return (version.era << _VERSION_BITS | version.number) + 1
 
 
-def _edition(stamp: int) -> Edition | None:
+def _unstamped(stamp: int) -> Version | None:
     if stamp == _UNMARKED:
         return None
-    return Edition((stamp - 1) >> _VERSION_BITS, (stamp - 1) % 2**_VERSION_BITS)
+    return Version((stamp - 1) >> _VERSION_BITS, (stamp - 1) % 2**_VERSION_BITS)
 
 
 def _fence() -> None:
@@ -200,5 +190,5 @@ def _fence() -> None:
         pass
 
 
-def _told(edition: Edition) -> str:
-    return "nothing" if edition.version < 0 else f"version {edition.version} (era {edition.era})"
+def _told(version: Version) -> str:
+    return "nothing" if version.number < 0 else f"version {version.number} (era {version.era})"

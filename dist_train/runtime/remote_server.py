@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dist_train.exchange.areas import held
-from dist_train.exchange.published import Edition, NotPublished, PublishedReader, read_all
+from dist_train.exchange.published import NotPublished, PublishedReader, read_all
 from dist_train.exchange.segments import Segment, SegmentGone
 from dist_train.exchange.server import MemberMemory, Sizes, Welcome
 from dist_train.rules.messages import Measured, Push, Reply, Version
@@ -94,7 +94,7 @@ class RemoteServer:
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                self._version = self._read(Edition(*at_least), into)
+                self._version = self._read(at_least, into)
                 break
             except _TRANSIENT:
                 if time.monotonic() > deadline:
@@ -107,12 +107,11 @@ class RemoteServer:
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         parts = [into[part.start : part.stop] for part in self._now.parts]
-        edition = Edition(*version)
         with suppress(*_TRANSIENT):
             if self._is_near:
                 readers = zip(self._readers, parts, strict=True)
-                return all(reader.read(edition, part) for reader, part in readers)
-            return all(self._fetch(shard, edition, part) is not None for shard, part in enumerate(parts))
+                return all(reader.read(version, part) for reader, part in readers)
+            return all(self._fetch(shard, version, part) is not None for shard, part in enumerate(parts))
         self._find_sources(unusable=self._now.edition)
         return False
 
@@ -134,29 +133,29 @@ class RemoteServer:
     def _is_near(self) -> bool:
         return self._now.node == self._node
 
-    def _read(self, at_least: Edition, into: Tensor) -> Version:
+    def _read(self, at_least: Version, into: Tensor) -> Version:
         parts = [into[part.start : part.stop] for part in self._now.parts]
         if self._is_near:
-            return Version(*read_all(self._readers, parts, at_least, LOOK_S))
+            return read_all(self._readers, parts, at_least, LOOK_S)
         deadline, last = time.monotonic() + LOOK_S, None
         while time.monotonic() < deadline:
-            edition = self._fetch(0, None, parts[0])
-            if edition != last:
+            version = self._fetch(0, None, parts[0])
+            if version != last:
                 # The shards are at work; to fetch a large part may take longer than that.
-                deadline, last = time.monotonic() + LOOK_S, edition
+                deadline, last = time.monotonic() + LOOK_S, version
             rest = range(1, len(parts))
-            if edition is None or edition < at_least:
+            if version is None or version < at_least:
                 time.sleep(RETRY_S)
-            elif all(self._fetch(shard, edition, parts[shard]) is not None for shard in rest):
-                return Version(*edition)
-        raise NotPublished(f"version {at_least.version} (era {at_least.era}) has not come")
+            elif all(self._fetch(shard, version, parts[shard]) is not None for shard in rest):
+                return Version(*version)
+        raise NotPublished(f"version {at_least.number} (era {at_least.era}) has not come")
 
-    def _fetch(self, shard: int, edition: Edition | None, into: Tensor) -> Edition | None:
-        found = self._now.actors[shard].ask("read", edition, timeout_s=self._timeout_s)
+    def _fetch(self, shard: int, version: Version | None, into: Tensor) -> Version | None:
+        found = self._now.actors[shard].ask("read", version, timeout_s=self._timeout_s)
         if found is None:
             return None
         into.copy_(_tensor(found[1]))
-        return Edition(*found[0])
+        return Version(*found[0])
 
     def _parcel(self, push: Push) -> Parcel:
         """Put a gradient into the object store, from where the coordinator fetches it."""

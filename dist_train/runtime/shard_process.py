@@ -16,9 +16,10 @@ from dist_train.core.damping import delay_compensation
 from dist_train.core.flat import FlatState, Layout
 from dist_train.core.shard import Shard, ShardState
 from dist_train.exchange.areas import Area, Vectors, areas, checksum, held
-from dist_train.exchange.published import Edition, PublishedReader, PublishedWriter, published_bytes
+from dist_train.exchange.published import PublishedReader, PublishedWriter, published_bytes
 from dist_train.exchange.segments import Address, Segment
 from dist_train.exchange.server import MemberMemory
+from dist_train.rules.messages import Version
 from dist_train.runtime import children
 from dist_train.runtime.commands import (
     Apply,
@@ -115,9 +116,9 @@ class ShardProcess:
         self._last = Done(index, dict(self._shard.state().optimizer.scalars), check)
         return self._last
 
-    def read(self, edition: Edition | None) -> tuple[Edition, Any] | None:
+    def read(self, version: Version | None) -> tuple[Version, Any] | None:
         """Return a version, or the newest, as an array for another node; None when it is gone."""
-        wanted = edition or self._reader.newest()
+        wanted = version or self._reader.newest()
         into = torch.empty(len(self._blueprint.part))
         if wanted is None or not self._reader.read(wanted, into):
             return None

@@ -1,4 +1,4 @@
-"""Tests of what a shard publishes: a copy is one whole edition, however writer and readers interleave.
+"""Tests of what a shard publishes: a copy is one whole version, however writer and readers interleave.
 
 One thread drives everybody by hand: a reader is interrupted in the middle of its copy by whatever is due.
 """
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from dist_train.errors import TrainingError
 from dist_train.exchange.published import (
-    Edition,
     NotPublished,
     PublishedReader,
     PublishedWriter,
@@ -24,6 +23,7 @@ from dist_train.exchange.published import (
     read_all,
 )
 from dist_train.exchange.segments import Segment
+from dist_train.rules.messages import Version
 
 SIZE = 40
 
@@ -130,13 +130,13 @@ class TestWriter:
 
 
 class TestReader:
-    def test_before_the_first_edition_there_is_none(self, writer, reader):
+    def test_before_the_first_version_there_is_none(self, writer, reader):
         assert reader.newest() is None
         writer.begin(0)
         assert reader.newest() is None
-        assert not reader.read(Edition(0, 0), torch.empty(SIZE))
+        assert not reader.read(Version(0, 0), torch.empty(SIZE))
 
-    def test_it_sees_an_edition_once_it_is_committed(self, writer, reader):
+    def test_it_sees_a_version_once_it_is_committed(self, writer, reader):
         publish(writer, 1)
         writer.begin(2)
         assert reader.newest() == (0, 1)
@@ -144,21 +144,21 @@ class TestReader:
         assert reader.newest() == (0, 2)
 
     @pytest.mark.parametrize("slots", [2, 3, 5])
-    def test_as_many_editions_are_there_as_slots(self, segments, slots):
+    def test_as_many_versions_are_there_as_slots(self, segments, slots):
         segment = segments(SIZE, slots)
         writer, reader = PublishedWriter(segment, SIZE, slots), PublishedReader(segment, SIZE, slots)
         for version in range(10):
             publish(writer, version)
         into = torch.empty(SIZE)
-        there = [version for version in range(12) if reader.read(Edition(0, version), into)]
+        there = [version for version in range(12) if reader.read(Version(0, version), into)]
         assert there == list(range(10 - slots, 10))
         for version in there:
-            assert reader.read(Edition(0, version), into)
+            assert reader.read(Version(0, version), into)
             assert into.tolist() == [version] * SIZE
 
-    def test_an_edition_of_another_era_is_another(self, writer, reader):
+    def test_a_version_of_another_era_is_another(self, writer, reader):
         publish(writer, 1)
-        assert not reader.read(Edition(1, 1), torch.empty(SIZE))
+        assert not reader.read(Version(1, 1), torch.empty(SIZE))
 
     def test_a_copy_survives_what_happens_in_other_slots(self, writer, reader):
         publish(writer, 1)
@@ -168,13 +168,13 @@ class TestReader:
             publish(writer, 3)
 
         into = Interrupted(meanwhile)
-        assert reader.read(Edition(0, 1), into)
+        assert reader.read(Version(0, 1), into)
         assert into.values.tolist() == [1] * SIZE
 
     @pytest.mark.parametrize("versions", [(2, 3, 4), range(2, 8)])
     def test_a_copy_is_refused_when_its_slot_was_written_meanwhile(self, writer, reader, versions):
         publish(writer, 1)
-        assert not reader.read(Edition(0, 1), Interrupted(lambda: [publish(writer, v) for v in versions]))
+        assert not reader.read(Version(0, 1), Interrupted(lambda: [publish(writer, v) for v in versions]))
 
     def test_a_copy_is_refused_while_its_slot_is_being_written(self, writer, reader):
         publish(writer, 1)
@@ -184,7 +184,7 @@ class TestReader:
             publish(writer, 3)
             writer.begin(4)
 
-        assert not reader.read(Edition(0, 1), Interrupted(meanwhile))
+        assert not reader.read(Version(0, 1), Interrupted(meanwhile))
 
 
 class TestEras:
@@ -199,9 +199,9 @@ class TestEras:
         publish(writer, 7, 1)
         writer.begin_era(3)
         publish(writer, 7, 2)
-        for edition, value in ((Edition(0, 7), 1), (Edition(3, 7), 2)):
+        for version, value in ((Version(0, 7), 1), (Version(3, 7), 2)):
             into = torch.empty(SIZE)
-            assert reader.read(edition, into)
+            assert reader.read(version, into)
             assert into.tolist() == [value] * SIZE
 
     def test_a_copy_of_the_earlier_era_is_not_taken_for_the_same_version_of_the_later(self, writer, reader):
@@ -212,7 +212,7 @@ class TestEras:
             for version in range(1, 4):
                 publish(writer, version, 9)
 
-        assert not reader.read(Edition(0, 1), Interrupted(meanwhile))
+        assert not reader.read(Version(0, 1), Interrupted(meanwhile))
 
     def test_eras_rise(self, writer):
         writer.begin_era(2)
@@ -224,7 +224,7 @@ class TestEras:
 class TestSuccessor:
     """A writer on a segment whose last writer died, at each point of its work."""
 
-    def test_it_goes_on_after_the_last_edition(self, segment, writer, reader):
+    def test_it_goes_on_after_the_last_version(self, segment, writer, reader):
         writer.begin_era(4)
         publish(writer, 1)
         heir = PublishedWriter(segment, SIZE)
@@ -240,10 +240,10 @@ class TestSuccessor:
         assert heir.current().tolist() == [1] * SIZE
         publish(heir, 2)
         into = torch.empty(SIZE)
-        assert reader.read(Edition(0, 2), into)
+        assert reader.read(Version(0, 2), into)
         assert into.tolist() == [2] * SIZE
 
-    def test_an_edition_with_only_the_first_of_its_two_marks_counts(self, segment, writer, reader):
+    def test_a_version_with_only_the_first_of_its_two_marks_counts(self, segment, writer, reader):
         publish(writer, 1)
         before = segment.words(0, 1)[0]
         publish(writer, 2)
@@ -262,13 +262,13 @@ class TestReadAll:
         parts = [segments() for _ in range(2)]
         return [PublishedWriter(s, SIZE) for s in parts], [PublishedReader(s, SIZE) for s in parts]
 
-    def test_it_reads_the_newest_edition_that_all_have(self, shards):
+    def test_it_reads_the_newest_version_that_all_have(self, shards):
         writers, readers = shards
         for version in (1, 2):
             publish(writers[0], version, 10 + version)
         publish(writers[1], 1, 21)
         into = [torch.empty(SIZE), torch.empty(SIZE)]
-        assert read_all(readers, into, Edition(0, 1)) == (0, 1)
+        assert read_all(readers, into, Version(0, 1)) == (0, 1)
         assert [part.unique().tolist() for part in into] == [[11], [21]]
 
     def test_it_waits_until_all_have_what_is_asked_for(self, shards):
@@ -282,7 +282,7 @@ class TestReadAll:
             due.pop(0)()
 
         into = [torch.empty(SIZE), torch.empty(SIZE)]
-        assert read_all(readers, into, Edition(0, 2), pause=pause) == (0, 3)
+        assert read_all(readers, into, Version(0, 2), pause=pause) == (0, 3)
         assert [part.unique().tolist() for part in into] == [[3], [3]]
         assert len(waits) == 4
         assert all(0 < seconds < 0.01 for seconds in waits)
@@ -297,7 +297,7 @@ class TestReadAll:
                 writer.begin_era(1)
                 publish(writer, 90)
 
-        assert read_all(readers, [torch.empty(SIZE)] * 2, Edition(1, 0), pause=pause) == (1, 90)
+        assert read_all(readers, [torch.empty(SIZE)] * 2, Version(1, 0), pause=pause) == (1, 90)
 
     def test_patience_begins_again_with_every_copy_that_was_torn(self, shards):
         writers, readers = shards
@@ -315,7 +315,7 @@ class TestReadAll:
                     break
 
         into = [Interrupted(meanwhile), Interrupted(lambda: None)]
-        read = read_all(readers, into, Edition(0, 0), 5, clock=lambda: now[0], pause=lambda _: None)
+        read = read_all(readers, into, Version(0, 0), 5, clock=lambda: now[0], pause=lambda _: None)
         assert read == (0, 36)
         assert [part.values.unique().tolist() for part in into] == [[36], [36]]
 
@@ -335,25 +335,25 @@ class TestReadAll:
         with pytest.raises(
             NotPublished, match=rf"waited 5 s for version 6 .* shard 1 has published {told}"
         ) as e:
-            read_all(readers, [torch.empty(SIZE)] * 2, Edition(0, 6), 5, clock=lambda: now[0], pause=pause)
+            read_all(readers, [torch.empty(SIZE)] * 2, Version(0, 6), 5, clock=lambda: now[0], pause=pause)
         assert isinstance(e.value, TrainingError)
         assert 105 <= now[0] <= 107
 
 
 class Shards:
-    """Shards that publish the same editions, each at its own pace; one turn is a quarter of one's update.
+    """Shards that publish the same versions, each at its own pace; one turn is a quarter of one's update.
 
-    The slice of shard s in edition number k is k * 10 + s all over.
+    The slice of shard s in version number k is k * 10 + s all over.
     """
 
-    def __init__(self, segments, editions, slots):
-        self.editions = editions
+    def __init__(self, segments, versions, slots):
+        self.versions = versions
         self.writers = [PublishedWriter(segment, SIZE, slots) for segment in segments]
         self.work = [self.shard(number) for number in range(len(segments))]
 
     def shard(self, number):
         writer = self.writers[number]
-        for index, (era, version) in enumerate(self.editions):
+        for index, (era, version) in enumerate(self.versions):
             if era != writer.era:
                 writer.begin_era(era)
             slot = writer.begin(version)
@@ -376,18 +376,18 @@ class Shards:
 
 @given(data=st.data(), shards=st.integers(1, 3), slots=st.integers(2, 4), late=st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_a_read_of_several_shards_is_one_edition_of_all(data, shards, slots, late):
-    editions = data.draw(
-        st.lists(st.builds(Edition, st.integers(0, 2), st.integers(0, 4)), unique=True, min_size=1).map(
+def test_a_read_of_several_shards_is_one_version_of_all(data, shards, slots, late):
+    versions = data.draw(
+        st.lists(st.builds(Version, st.integers(0, 2), st.integers(0, 4)), unique=True, min_size=1).map(
             sorted
         )
     )
     turns = iter(data.draw(st.lists(st.lists(st.integers(0, shards - 1), max_size=12), max_size=12)))
-    at_least = editions[-1] if late else editions[0]
+    at_least = versions[-1] if late else versions[0]
     with ExitStack() as stack:
         size = published_bytes(SIZE, slots)
         segments = [stack.enter_context(closing(Segment.create(size))) for _ in range(shards)]
-        world = Shards(segments, editions, slots)
+        world = Shards(segments, versions, slots)
 
         def meanwhile(_=None):
             due = next(turns, None)
@@ -399,14 +399,14 @@ def test_a_read_of_several_shards_is_one_edition_of_all(data, shards, slots, lat
 
         into = [Interrupted(meanwhile) for _ in range(shards)]
         readers = [PublishedReader(segment, SIZE, slots) for segment in segments]
-        edition = read_all(readers, into, at_least, pause=meanwhile)
-    assert edition >= at_least
-    index = editions.index(edition)
+        version = read_all(readers, into, at_least, pause=meanwhile)
+    assert version >= at_least
+    index = versions.index(version)
     for number, part in enumerate(into):
         assert part.values.tolist() == [index * 10 + number] * SIZE
 
 
-# Publishes as fast as it can, until it is told to end; says when the first edition is there.
+# Publishes as fast as it can, until it is told to end; says when the first version is there.
 HAMMER = """
 import json, select, sys
 from dist_train.exchange.published import PublishedWriter
@@ -430,17 +430,17 @@ def test_a_reader_beside_a_writer_never_gets_a_torn_copy(segments):
     segment = segments(size)
     reader, into = PublishedReader(segment, size), torch.empty(size)
     command = [sys.executable, "-c", HAMMER, str(size), json.dumps(asdict(segment.address))]
-    last, whole = Edition(0, 0), 0
+    last, whole = Version(0, 0), 0
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hammer:
         try:
             assert hammer.stdout.readline() == b"ready\n"
             while whole < wanted and hammer.poll() is None:
-                edition = reader.newest()
-                assert edition >= last
-                last = edition
-                if reader.read(edition, into):
+                version = reader.newest()
+                assert version >= last
+                last = version
+                if reader.read(version, into):
                     whole += 1
-                    assert into.min() == into.max() == edition.version
+                    assert into.min() == into.max() == version.number
             hammer.communicate(timeout=30)
         finally:
             hammer.kill()

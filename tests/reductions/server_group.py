@@ -13,7 +13,7 @@ from worker_group import Seat
 from dist_train.config.schema import Config
 from dist_train.exchange.areas import held
 from dist_train.exchange.baton import in_step
-from dist_train.exchange.published import Edition, PublishedReader, PublishedWriter, published_bytes
+from dist_train.exchange.published import PublishedReader, PublishedWriter, published_bytes
 from dist_train.exchange.segments import Address, Segment
 from dist_train.exchange.server import MemberMemory, Turn
 from dist_train.exchange.twin import Seat as Leader
@@ -38,7 +38,7 @@ class Follower:
     join = push = measured = read = enlist
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
-        return self._reader.read(Edition(*version), into)
+        return self._reader.read(version, into)
 
     def read_held(self, parameters: Tensor, statistics: Tensor) -> None:
         parameters.copy_(self._held[0])
