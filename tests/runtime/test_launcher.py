@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -355,10 +356,13 @@ def test_crash_reports_of_an_earlier_launch_are_kept_apart(run, tmp_path):
 
 
 @pytest.mark.processes
-def test_a_request_to_stop_ends_the_wait_for_a_restart(run, tmp_path):
+def test_a_request_to_stop_ends_the_wait_for_a_restart(run):
+    asked = itertools.count()
+
     def first_step_of():
-        if (tmp_path / "crash" / "rank_00000.attempt_0.json").exists():
-            os.kill(os.getpid(), signal.SIGTERM)
+        # Asked at the start, and again after the failure.
+        if next(asked) == 1:
+            signal.raise_signal(signal.SIGTERM)
         return 0
 
     crash = 'fail(RuntimeError("boom"))'
