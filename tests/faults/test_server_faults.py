@@ -175,7 +175,8 @@ def test_lost_messages_cost_neither_gradients_nor_time(server: ServerProgram) ->
     """Ray loses a fifth of all requests and of all answers: what is applied is what was acknowledged."""
     calls = "CoreWorkerService.grpc_client.PushTask"
     losses = json.dumps({calls: {"num_failures": -1, "req_failure_prob": 20, "resp_failure_prob": 20}})
-    process = server.start("train.epochs=2", RAY_testing_rpc_failure=losses)
+    # All that is said goes through Ray, gradients and commands to the shards included.
+    process = server.start("train.epochs=2", "parallel.server.direct=false", RAY_testing_rpc_failure=losses)
     output = output_of(process, 150)
     assert process.returncode == 0, output
     assert server.counts == {2.0: SAMPLES}
@@ -188,7 +189,7 @@ import subprocess, sys
 from ray.cluster_utils import Cluster
 
 home, *command = sys.argv[1:]
-options = dict(num_cpus=2, object_store_memory=80 << 20, node_ip_address="127.0.0.1")
+options = dict(num_cpus=3, object_store_memory=80 << 20, node_ip_address="127.0.0.1")
 nodes = Cluster(initialize_head=True, head_node_args=dict(options, temp_dir=home, include_dashboard=False))
 nodes.add_node(**options)
 status = subprocess.call([*command, "--address", nodes.address])
@@ -200,7 +201,7 @@ sys.exit(status)
 def test_members_on_another_node_send_what_they_computed_and_from_what(
     server: ServerProgram, tmp_path: Path
 ) -> None:
-    """Three workers and a server on two nodes of two CPUs. With strength 0 the count is exact."""
+    """Three workers and a server of two CPUs on two nodes of three. With strength 0 the count is exact."""
     config = tmp_path / "nodes.json"
     settings = {**SETTINGS, "train": {**SETTINGS["train"], "epochs": 2}}
     damping = {"kind": "delay_compensated", "variant": "constant", "strength": 0.0}
