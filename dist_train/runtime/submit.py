@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_train.config import load_config
-from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError
+from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError, TrainingError
 from dist_train.runtime.start import tell
 
 # Of the working directory, never sent: history, environments, and what earlier runs made.
@@ -24,6 +24,9 @@ MARGIN_S = 10
 POLL_S = 0.5
 # Without news of a job that long, it is not followed any further.
 LOST_S = 60.0
+# What a cluster says whose agents are still starting, and how long it may take them.
+NOT_YET = "No available agent"
+START_S, RETRY_S = 60.0, 1.0
 _LAST_LINE = "dist-train: exit status"
 
 
@@ -62,16 +65,26 @@ def send(submission: Submission, connect: Callable[[str], Jobs] | None = None) -
     client = (connect or _connect)(submission.address)
     # Ray reads this in the process that stops the job; its own 3 s are short for a checkpoint.
     wait_s = int(config.recovery.grace_s) + MARGIN_S
-    job = client.submit_job(
-        entrypoint=entrypoint,
-        runtime_env={
-            "working_dir": str(submission.working_dir.resolve()),
-            "excludes": list(EXCLUDED),
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
-        },
-    )
+    surroundings = {
+        "working_dir": str(submission.working_dir.resolve()),
+        "excludes": list(EXCLUDED),
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
+    }
+    job = _sent(client, entrypoint, surroundings)
     tell(f"sent as job {job} to {submission.address}")
     return asyncio.run(_Follower(client, job).follow())
+
+
+def _sent(client: Jobs, entrypoint: str, surroundings: dict[str, Any]) -> str:
+    """Send the job, again and again while the cluster is still starting; TrainingError when it takes none."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=surroundings)
+        except RuntimeError as error:
+            if NOT_YET not in str(error) or time.monotonic() > deadline:
+                raise TrainingError(f"the cluster does not take the job: {error}") from error
+            time.sleep(RETRY_S)
 
 
 def _connect(address: str) -> Jobs:
