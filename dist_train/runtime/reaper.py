@@ -1,8 +1,8 @@
 """The reaper: a small process that outlives its run by a moment, to end what the run left.
 
 It learns that the run has ended, however it ended, by the end of a pipe. It then kills every process that has
-the run's mark in its environment, and removes the run's private folder. Needs nothing but the standard
-library: as a program it is this file alone.
+the run's mark in its environment or a file open in its folder, and removes that folder. Needs nothing but the
+standard library: as a program it is this file alone.
 """
 
 from __future__ import annotations
@@ -77,23 +77,38 @@ def _make_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="dist-train-", dir="/tmp"))
 
 
-def marked(mark: str) -> Iterator[int]:
-    """Find the processes with the mark: those that inherited it, not the one that made it."""
+def marked(mark: str, home: Path | None = None) -> Iterator[int]:
+    """Find the processes of a run: those that inherited its mark, and those with a file open in its folder.
+
+    A process that gives itself a title, as Ray's do, may write it over the mark.
+    """
     entry = f"{MARK}={mark}".encode()
     for folder in _PROC.iterdir():
         # A process may end while it is looked at, and those of others are not to be read.
         with suppress(OSError):
-            if folder.name.isdigit() and entry in (folder / "environ").read_bytes().split(b"\0"):
+            if not folder.name.isdigit():
+                continue
+            if entry in (folder / "environ").read_bytes().split(b"\0") or _has_open(folder, home):
                 yield int(folder.name)
 
 
-def end(mark: str, spared: set[int]) -> bool:
-    """Kill the processes with the mark until there are none; False if some cannot be killed."""
+def _has_open(process: Path, home: Path | None) -> bool:
+    if home is None:
+        return False
+    for descriptor in (process / "fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(descriptor).startswith(f"{home}/"):
+                return True
+    return False
+
+
+def end(mark: str, home: Path, spared: set[int]) -> bool:
+    """Kill the processes of a run until there are none; False if some cannot be killed."""
     deadline = time.monotonic() + _GIVE_UP_S
     quiet = 0
     # Twice none: between two entries of one look, a process may have started another and ended.
     while quiet < 2:
-        found = set(marked(mark)) - spared
+        found = set(marked(mark, home)) - spared
         quiet = 0 if found else quiet + 1
         for pid in found:
             with suppress(OSError):
@@ -113,7 +128,7 @@ def _main(mark: str, conductor: int, home: str) -> None:
     spared = {os.getpid()}
     if os.getppid() == conductor:
         spared.add(conductor)
-    end(mark, spared)
+    end(mark, Path(home), spared)
     shutil.rmtree(home, ignore_errors=True)
 
 

@@ -80,7 +80,7 @@ class Conductor:
         self.home = Path(home)
 
     def nothing_left(self) -> bool:
-        return not list(marked(self.mark)) and not self.home.exists()
+        return not list(marked(self.mark, self.home)) and not self.home.exists()
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ class TestTheEndOfARun:
     ) -> None:
         conductor = start(CONDUCTOR_OF_ACTORS)
         agents = {"gcs_server", "raylet", "ray::DashboardAgent", "ray::adder_0"}
-        assert eventually(lambda: agents <= names_of(marked(conductor.mark)))
-        states = [psutil.Process(pid).status() for pid in marked(conductor.mark)]
+        assert eventually(lambda: agents <= names_of(marked(conductor.mark, conductor.home)))
+        states = [psutil.Process(pid).status() for pid in marked(conductor.mark, conductor.home)]
         assert psutil.STATUS_STOPPED in states
         conductor.process.kill()
         assert eventually(conductor.nothing_left)
