@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from dist_train import __version__, optimizers, tasks
-from dist_train.config import Config, flatten
-from dist_train.config.schema import SGD, AnyOptimizer, ElasticOuter
+from dist_train import optimizers, tasks
+from dist_train.config import Config
+from dist_train.config.schema import SGD, ElasticOuter
 from dist_train.core.data import size_of
 from dist_train.core.flat import Layout
 from dist_train.core.flat_model import FlatModel, statistics_of, statistics_size
@@ -22,13 +22,12 @@ from dist_train.core.inner_state import InnerShape, InnerState
 from dist_train.core.learner import Learner, Workplace
 from dist_train.core.seeds import lease_seed, seed_all
 from dist_train.core.staging import SideStream
-from dist_train.core.state import State, describe
+from dist_train.core.state import State, facts_of, placed_model
 from dist_train.couplings import Coupling
 from dist_train.couplings.allreduce import AllReduce
 from dist_train.couplings.local_steps import LocalSteps
 from dist_train.couplings.server import ThroughServer
 from dist_train.exchange.group import GroupServer
-from dist_train.exchange.handshake import Facts
 from dist_train.exchange.server import ALL, Server, Share, Sizes, Turn
 from dist_train.optimizers.outer import moving_rate
 from dist_train.plan import group_count, make_plan
@@ -37,6 +36,7 @@ from dist_train.rules.sampling import Run, parts_of
 from dist_train.rules.slices import slices
 from dist_train.runtime.connect import Connection, numerics_of
 from dist_train.runtime.place import Place
+from dist_train.task import Task
 
 # Opens this worker's way to the server, for a layout of that many elements and as many buffered values.
 OpenServer = Callable[[int, int], Server]
@@ -57,13 +57,10 @@ class Member:
 def serve(config: Config, connection: Connection, workers: int, open_server: OpenServer, turn: Turn) -> None:
     """Train as one worker of a member until the server says stop; ``workers`` are those of all members."""
     numerics, place = numerics_of(config, connection.device), connection.place
-    seed_all(config.seed)
-    task = tasks.make(config)
-    memory_format = torch.channels_last if config.train.channels_last else torch.preserve_format
-    model = task.model().to(device=connection.device, memory_format=memory_format)  # type: ignore[call-overload]
+    task, state = made(config, connection.device)
+    model = state.model
     layout = Layout.of(model, config.optimizer)
-    state = State(model, optimizers.build(model, _own_settings(config)), connection.device)
-    with connection.collective(_facts(config, state)) as collective:
+    with connection.collective(facts_of(config, state)) as collective:
         leads = place.rank == 0
         own = open_server(layout.size, statistics_size(statistics_of(model)))
         server = own if place.workers == 1 else GroupServer(own, collective, leads)
@@ -73,21 +70,27 @@ def serve(config: Config, connection: Connection, workers: int, open_server: Ope
             flat.stage_gradients(SideStream(connection.device))
         kept = InnerShape.of(config)
         inner = None if kept is None else InnerState(kept, state.optimizer, layout, model)
-        coupling = _coupling(config, connection, workers, server, flat, turn, inner)
+        coupling = coupling_of(config, connection, workers, server, flat, turn, inner)
         number = turn.member * place.workers + place.rank
         at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, number)
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
-        _begin(member, workers, inner)
-        _train(member)
+        begin(member, workers, inner)
+        train(member)
         member.learner.close()
         collective.barrier()
 
 
-def _own_settings(config: Config) -> AnyOptimizer:
-    """The server has the optimizer: without local steps, what a member does by itself is plain descent."""
-    if config.parallel.outer_in_force is not None:
-        return config.optimizer
-    return SGD(lr=config.optimizer.lr, momentum=0.0)
+def made(config: Config, device: torch.device) -> tuple[Task, State]:
+    """Make a worker's task and state from the run's seed.
+
+    The server has the optimizer: without local steps, what a member does by itself is plain descent.
+    """
+    seed_all(config.seed)
+    task = tasks.make(config)
+    model = placed_model(task, config, device)
+    local = config.parallel.outer_in_force is not None
+    settings = config.optimizer if local else SGD(lr=config.optimizer.lr, momentum=0.0)
+    return task, State(model, optimizers.build(model, settings), device)
 
 
 def _may_stage(config: Config) -> bool:
@@ -97,7 +100,7 @@ def _may_stage(config: Config) -> bool:
     return parallel.outer_in_force is None and passes == 1 and train.clip_norm is None
 
 
-def _coupling(
+def coupling_of(
     config: Config,
     connection: Connection,
     workers: int,
@@ -106,6 +109,7 @@ def _coupling(
     turn: Turn,
     inner: InnerState | None = None,
 ) -> Coupling:
+    """Make what the configuration couples a member by: each gradient, or local steps, through the server."""
     parallel, place = config.parallel, connection.place
     inside = AllReduce(parallel, place.rank, place.workers)
     share = _share(flat.layout, place.rank, place.workers)
@@ -129,7 +133,7 @@ def _share(layout: Layout, rank: int, workers: int) -> Share:
     return Share(slice(numbers[0], numbers[-1] + 1), slice(part.start, part.stop))
 
 
-def _begin(member: Member, workers: int, inner: InnerState | None = None) -> None:
+def begin(member: Member, workers: int, inner: InnerState | None = None) -> None:
     """Make data and model ready, and join."""
     config, learner, turn, parallel = member.config, member.learner, member.turn, member.config.parallel
     turn.figures = learner.figures
@@ -146,7 +150,7 @@ def _begin(member: Member, workers: int, inner: InnerState | None = None) -> Non
         inner.take(member.server.memory.deposits[0], welcome.scalars)
 
 
-def _train(member: Member) -> None:
+def train(member: Member) -> None:
     """Do what the server says, until it says stop."""
     learner, turn = member.learner, member.turn
     leases, batches = learner.leased()
@@ -206,14 +210,4 @@ def _validate(member: Member, part: ValidationPart) -> None:
     turn.heard(server.measured(turn.measured(part, *measured)))
     if not isinstance(member.config.parallel.outer_in_force, ElasticOuter):
         # What it waited for when it was given this part is in by now.
-        turn.read(server, flat.host)
-        flat.arrived()
-
-
-def _facts(config: Config, state: State) -> Facts:
-    """Collect what all workers of a group must have alike before their first collective."""
-    return {
-        "configuration": flatten(config),
-        "parameter": describe(state.tensors()),
-        "version of": {"dist_train": __version__, "torch": torch.__version__},
-    }
+        turn.go_on(server, flat)

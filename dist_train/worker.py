@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from dist_train import __version__, optimizers, tasks
-from dist_train.config import Config, dump_config, flatten
+from dist_train import optimizers, tasks
+from dist_train.config import Config
 from dist_train.core.commit import Committer
 from dist_train.core.data import size_of
-from dist_train.core.keeper import Keeper, Origin, agree_on_origin, plan_from, restore
+from dist_train.core.keeper import Keeper, Origin, agree_on_origin, open_keeper, plan_from, restore
 from dist_train.core.learner import Learner, Workplace
-from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
-from dist_train.core.state import State, describe
+from dist_train.core.state import State, facts_of, placed_model
 from dist_train.core.weights import write_weights
 from dist_train.couplings.allreduce import AllReduce
 from dist_train.errors import DONE, INTERRUPTED
 from dist_train.exchange.agreement import StopAgreement
 from dist_train.exchange.ballot import StoreBallot
-from dist_train.exchange.handshake import Facts
 from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
 from dist_train.rules.timetable import Timetable
 from dist_train.runtime.connect import Connection, describe_device, numerics_of
@@ -66,11 +61,10 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     numerics, place = numerics_of(config, connection.device), connection.place
     seed_all(config.seed)
     task = tasks.make(config)
-    layout = torch.channels_last if config.train.channels_last else torch.preserve_format
-    model = task.model().to(device=connection.device, memory_format=layout)  # type: ignore[call-overload]
+    model = placed_model(task, config, connection.device)
     state = State(model, optimizers.build(model, config.optimizer), connection.device)
     seed_all(worker_seed(config.seed, place.rank, 0))
-    with connection.collective(_facts(config, state)) as collective, ExitStack() as parts:
+    with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, place.rank)
         coupling = AllReduce(config.parallel, place.rank, place.workers)
         learner = Learner(config, task, state, coupling, at)
@@ -123,10 +117,7 @@ def _open_keeper(
     ballot = StoreBallot(connection.store, f"ballot/{given.attempt}", rank, workers)
     retention = (config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
     committer = Committer(folder, rank, workers, given.attempt, ballot, retention)
-    config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
-    saved_step = step if origin.path is not None and origin.path.parent == folder else None
-    saver = Saver(committer, lambda event: book.event(with_warning(event)))
-    return Keeper(saver, rank, writes, config_hash, saved_step)
+    return open_keeper(config, committer, origin, step, writes, lambda event: book.event(with_warning(event)))
 
 
 def _train(training: Training) -> bool:
@@ -188,12 +179,3 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     training.keeper.finish(learner.state, learner.rate, training.saving)
     reporter.finish("done", given.run_dir, weights)
     return DONE
-
-
-def _facts(config: Config, state: State) -> Facts:
-    """Collect what all workers must have alike before their first collective."""
-    return {
-        "configuration": flatten(config),
-        "parameter": describe(state.tensors()),
-        "version of": {"dist_train": __version__, "torch": torch.__version__},
-    }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import Config
+from dist_train.config import Config, dump_config
 from dist_train.core.checkpoint import (
     SHARED,
     Facts,
@@ -19,7 +20,7 @@ from dist_train.core.checkpoint import (
     steps_in,
     verify,
 )
-from dist_train.core.commit import Outcome, clean
+from dist_train.core.commit import Committer, Outcome, clean
 from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
 from dist_train.core.state import Counted, State
@@ -178,6 +179,20 @@ def _refuse_uneven_passes(config: Config, counted: Counted, workers: int, batch:
             "workers different numbers of passes, and they meet in every pass; resume without it, or with "
             "fewer workers"
         )
+
+
+def open_keeper(
+    config: Config,
+    committer: Committer,
+    origin: Origin,
+    step: int,
+    writes: bool,
+    on_event: Callable[[dict[str, Any]], None],
+) -> Keeper:
+    """Open the checkpoints of a run that begins at ``step``, from a checkpoint of its own or otherwise."""
+    config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
+    own = origin.path is not None and origin.path.parent == committer.directory
+    return Keeper(Saver(committer, on_event), committer.rank, writes, config_hash, step if own else None)
 
 
 class Keeper:

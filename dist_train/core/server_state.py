@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dist_train.config import schema
+from dist_train import optimizers
+from dist_train.config import Config, schema
 from dist_train.core.checkpoint import SHARED, Part, load_part, rank_part, read_manifest
 from dist_train.core.flat import (
     FlatState,
@@ -30,6 +31,8 @@ from dist_train.core.inner_state import InnerShape, InnerState
 from dist_train.core.state import State, join, part_of
 from dist_train.exchange.areas import Area, Vectors
 from dist_train.exchange.deposits import Deposit
+from dist_train.optimizers.outer import server_optimizer
+from dist_train.plan import group_count
 
 # The part of a checkpoint that only a parameter server has: its outer optimizer, mean squares, its counts.
 SERVER = "server"
@@ -70,6 +73,21 @@ class ServerState:
         self.statistics = [self._own_statistics() for _ in range(shape.members)]
         self._taken_statistics: Sequence[Tensor] = self.statistics
         self.inner: dict[int, Deposit] = {}
+
+    @classmethod
+    def of(cls, config: Config, model: nn.Module, workers: int) -> Self:
+        """Make the state that a run of ``workers`` workers begins from: ``model`` as it is initialised."""
+        state = State(model, optimizers.build(model, config.optimizer), torch.device("cpu"))
+        parallel, outer = config.parallel, config.parallel.outer_in_force
+        shape = Shape(
+            optimizer=config.optimizer if outer is None else server_optimizer(outer),
+            outer=outer is not None,
+            members=group_count(parallel, workers),
+            group_size=parallel.group_size,
+            mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
+            inner=InnerShape.of(config),
+        )
+        return cls(state, Layout.of(model, config.optimizer), shape)
 
     @property
     def statistics_size(self) -> int:

@@ -13,12 +13,16 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dist_train import __version__
+from dist_train.config import Config, flatten
 from dist_train.core.checkpoint import Part
 from dist_train.core.optimizer_state import flatten_optimizer, restore_optimizer
 from dist_train.core.seeds import generator_states, restore_generators
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.exchange.handshake import Facts
 from dist_train.rules.sampling import Cursor, Position, Run
 from dist_train.rules.schedule import Rewarm
+from dist_train.task import Task
 
 
 @dataclass
@@ -173,4 +177,20 @@ def describe(values: dict[str, Tensor]) -> dict[str, str]:
     return {
         name: f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         for name, tensor in values.items()
+    }
+
+
+def placed_model(task: Task, config: Config, device: torch.device) -> nn.Module:
+    """Make the task's model on ``device``, in the memory format of the configuration."""
+    memory_format = torch.channels_last if config.train.channels_last else torch.preserve_format
+    model: nn.Module = task.model().to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    return model
+
+
+def facts_of(config: Config, state: State) -> Facts:
+    """Collect what the workers of a group must have alike before their first collective."""
+    return {
+        "configuration": flatten(config),
+        "parameter": describe(state.tensors()),
+        "version of": {"dist_train": __version__, "torch": torch.__version__},
     }

@@ -57,10 +57,7 @@ class LocalSteps:
     def start(self, model: nn.Module) -> Started:
         started = self._inside.start(model)
         self._flat.statistics_into(self._sound)
-        turn = self._turn
-        turn.heard(self._server.join(turn.ahead))
-        turn.read(self._server, self._flat.host)
-        self._flat.arrived()
+        self._turn.join(self._server, self._flat)
         return started
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
@@ -90,8 +87,7 @@ class LocalSteps:
         travelled = server.memory.gradients[turn.buffer][share]
         travelled.copy_(flat.collect()[share]).neg_().add_(self._centre[share])
         self._push(travelled)
-        turn.read(server, flat.host)
-        flat.arrived()
+        turn.go_on(server, flat)
 
     @torch.no_grad()
     def _be_drawn(self, rate: float) -> None:

@@ -37,10 +37,7 @@ class ThroughServer:
     def start(self, model: nn.Module) -> Started:
         started = self._inside.start(model)
         self._flat.statistics_into(self._sound)
-        turn = self._turn
-        turn.heard(self._server.join(turn.ahead))
-        turn.read(self._server, self._flat.host)
-        self._flat.arrived()
+        self._turn.join(self._server, self._flat)
         return started
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
@@ -64,8 +61,7 @@ class ThroughServer:
             settle_statistics(turn, self._flat, memory.statistics, self._sound)
             fetches = fetches or turn.was_overtaken
         if fetches:
-            turn.read(self._server, self._flat.host)
-            self._flat.arrived()
+            turn.go_on(self._server, self._flat)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         self._inside.observe(metrics)

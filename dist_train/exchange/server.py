@@ -212,6 +212,16 @@ class Turn:
         self.version = server.read(self.newest, into)
         self.reads.append(self.version)
 
+    def join(self, server: Server, flat: Flat) -> None:
+        """Take the member's place, and begin from the newest parameters."""
+        self.heard(server.join(self.ahead))
+        self.go_on(server, flat)
+
+    def go_on(self, server: Server, flat: Flat) -> None:
+        """Give the model the newest parameters."""
+        self.read(server, flat.host)
+        flat.arrived()
+
     def push(self, finite: bool) -> Push:
         """Return the announcement of the gradient of the lease in hand, which is hereby done with."""
         self.sequence += 1

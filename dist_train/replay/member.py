@@ -16,14 +16,12 @@ from torch import Tensor
 from torch.distributed import HashStore
 
 from dist_train import member as real
-from dist_train import optimizers, tasks
 from dist_train.config import Config
 from dist_train.config.schema import ElasticOuter
 from dist_train.core.flat import Layout
 from dist_train.core.flat_model import FlatModel
 from dist_train.core.inner_state import InnerShape, InnerState, kept_vectors
 from dist_train.core.learner import Learner, Workplace
-from dist_train.core.seeds import seed_all
 from dist_train.core.state import State
 from dist_train.couplings import Coupling
 from dist_train.errors import ConfigError
@@ -161,7 +159,7 @@ class ReplayedMember:
         self._config, self._attempt = config, attempt
         self._numerics = numerics_of(config, CPU)
         self._turn = Turn(*who)
-        task, state = self._made()
+        task, state = real.made(config, CPU)
         model, shape = state.model, InnerShape.of(config)
         layout = Layout.of(model, config.optimizer)
         sizes = layout.size, beginning.statistics.numel(), kept_vectors(config)
@@ -173,7 +171,7 @@ class ReplayedMember:
         flat = FlatModel(model, layout, self._memory.parameters)
         self._inner = None if shape is None else InnerState(shape, state.optimizer, layout, model)
         connection = Connection(Place(), CPU, HashStore(), timedelta(seconds=1), lambda *_: None)
-        coupling = real._coupling(
+        coupling = real.coupling_of(
             config, connection, attempt.workers, self._server, flat, self._turn, self._inner
         )
         self._mates = self._made_mates(flat)
@@ -206,12 +204,12 @@ class ReplayedMember:
         for mate in self._mates:
             turn = Turn(self._turn.member, self._turn.incarnation)
             beside = real.Member(self._config, mate.learner, self._server, mate.flat, turn, Place())
-            real._begin(beside, workers)
-        real._begin(self._member, workers, self._inner)
+            real.begin(beside, workers)
+        real.begin(self._member, workers, self._inner)
         if self._group is not None:
             group, learner = self._group, self._member.learner
             self._turn.figures = lambda: group.figures(learner.figures())
-        real._train(self._member)
+        real.train(self._member)
 
     def _hand_back(self) -> None:
         self._runner.hand_back()
@@ -225,18 +223,10 @@ class ReplayedMember:
         """Make the other workers of the group, on the same parameters as the first."""
         mates = []
         for rank in range(1, self._config.parallel.group_size):
-            task, state = self._made()
+            task, state = real.made(self._config, CPU)
             learner = self._learner(task, state, Apart(self._config.parallel.group_size), rank)
             mates.append(Mate(learner, FlatModel(state.model, flat.layout, flat.host), rank))
         return mates
-
-    def _made(self) -> tuple[Task, State]:
-        config = self._config
-        seed_all(config.seed)
-        task = tasks.make(config)
-        channels = torch.channels_last if config.train.channels_last else torch.preserve_format
-        model = task.model().to(memory_format=channels)  # type: ignore[call-overload]
-        return task, State(model, optimizers.build(model, real._own_settings(config)), CPU)
 
     def _learner(self, task: Task, state: State, coupling: Coupling, rank: int) -> Learner:
         at = Workplace(rank, self._config.parallel.group_size, self._numerics, Alone(), lambda *_: None)

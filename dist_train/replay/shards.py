@@ -8,19 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dist_train import optimizers, tasks
+from dist_train import tasks
 from dist_train.config import Config
 from dist_train.config.schema import AnyDamping, AnyOptimizer
 from dist_train.core.damping import delay_compensation
 from dist_train.core.flat import FlatState, Layout
-from dist_train.core.inner_state import InnerShape
 from dist_train.core.seeds import seed_all
-from dist_train.core.server_state import ServerState, Shape
+from dist_train.core.server_state import ServerState
 from dist_train.core.shard import PlainSlots, Shard, ShardState, parts
-from dist_train.core.state import State
 from dist_train.exchange.areas import Area, checksum
-from dist_train.optimizers.outer import server_optimizer
-from dist_train.plan import group_count
 from dist_train.rules.messages import Version
 
 
@@ -97,18 +93,7 @@ class Versions:
 def server_state(config: Config, workers: int, origin: Path | None) -> ServerState:
     """Make the state that the server began from: the initialisation, or a checkpoint."""
     seed_all(config.seed)
-    model = tasks.make(config).model()
-    state = State(model, optimizers.build(model, config.optimizer), torch.device("cpu"))
-    parallel, outer = config.parallel, config.parallel.outer_in_force
-    shape = Shape(
-        optimizer=config.optimizer if outer is None else server_optimizer(outer),
-        outer=outer is not None,
-        members=group_count(parallel, workers),
-        group_size=parallel.group_size,
-        mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
-        inner=InnerShape.of(config),
-    )
-    server = ServerState(state, Layout.of(model, config.optimizer), shape)
+    server = ServerState.of(config, tasks.make(config).model(), workers)
     if origin is not None:
         server.restore(origin)
     return server

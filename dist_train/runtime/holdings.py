@@ -8,25 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_train import optimizers, tasks
+from dist_train import tasks
 from dist_train.config import Config
-from dist_train.core.flat import Layout
-from dist_train.core.inner_state import InnerShape
 from dist_train.core.keeper import Keeper
 from dist_train.core.seeds import seed_all
-from dist_train.core.server_state import ServerState, Shape
+from dist_train.core.server_state import ServerState
 from dist_train.core.shard import parts
-from dist_train.core.state import Counted, State
+from dist_train.core.state import Counted
 from dist_train.core.weights import write_weights
 from dist_train.exchange.areas import areas, held, held_bytes
 from dist_train.exchange.deposits import Deposit
 from dist_train.exchange.segments import Segment
-from dist_train.optimizers.outer import server_optimizer
-from dist_train.plan import group_count
 from dist_train.rules.referee import Start
 from dist_train.runtime.shard_process import Blueprint
 
@@ -57,23 +52,11 @@ class Holdings:
     def __init__(self, config: Config, workers: int, origin: Path | None) -> None:
         self._config = config
         seed_all(config.seed)
-        model = tasks.make(config).model()
-        state = State(model, optimizers.build(model, config.optimizer), torch.device("cpu"))
-        layout = Layout.of(model, config.optimizer)
-        parallel, outer = config.parallel, config.parallel.outer_in_force
-        settings = config.optimizer if outer is None else server_optimizer(outer)
-        shape = Shape(
-            optimizer=settings,
-            outer=outer is not None,
-            members=group_count(parallel, workers),
-            group_size=parallel.group_size,
-            mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
-            inner=InnerShape.of(config),
-        )
-        self.server = ServerState(state, layout, shape)
+        self.server = ServerState.of(config, tasks.make(config).model(), workers)
         if origin is not None:
             self.server.restore(origin)
         vectors = self.server.vectors
+        layout = self.server.layout
         self._memory = Segment.create(AREAS * vectors.bytes)
         self._areas = areas(self._memory, vectors, AREAS)
         self._held_memory = Segment.create(held_bytes(layout.size, self.server.statistics_size))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
-from dist_train.config import dump_config
 from dist_train.core.commit import Committer, clean
-from dist_train.core.keeper import Keeper, done_before, find_origin, plan_from
-from dist_train.core.saver import Saver
+from dist_train.core.keeper import Keeper, done_before, find_origin, open_keeper, plan_from
 from dist_train.errors import Mismatch
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.server import Welcome
@@ -167,16 +164,12 @@ class ServerRun:
         attempt = uuid.uuid4().hex[:12]
         retention = (config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
         committer = Committer(folder, 0, 1, attempt, StoreBallot(HashStore(), "ballot", 0, 1), retention)
-        config_hash = hashlib.sha256(dump_config(config).encode()).hexdigest()
-        origin, updates = self._origin.path, self.holdings.counted.updates
-        saved_step = updates if origin is not None and origin.parent == folder else None
         loop = asyncio.get_running_loop()
 
         def saved(event: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self.event, with_warning(event))
 
-        saver = Saver(committer, saved)
-        return Keeper(saver, 0, True, config_hash, saved_step)
+        return open_keeper(config, committer, self._origin, self.holdings.counted.updates, True, saved)
 
     def welcome(self, member: int) -> Welcome:
         seed = self.holdings.counted.seed

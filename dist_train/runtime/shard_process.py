@@ -39,7 +39,7 @@ from dist_train.runtime.remote import Process
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that a shard is made from. ``scalars`` are the optimizer's, which no vector holds."""
+    """All that a shard is made from."""
 
     number: int
     layout: dict[str, Any]

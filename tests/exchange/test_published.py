@@ -445,4 +445,4 @@ def test_a_reader_beside_a_writer_never_gets_a_torn_copy(segments):
         finally:
             hammer.kill()
     assert (hammer.returncode, whole) == (0, wanted)
-    assert last.version > 10
+    assert last.number > 10
