@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dist_train.core.flat import Layout, Placed
 from dist_train.core.staging import Side, Staging
+from dist_train.exchange.finite import copy_finite, is_finite
 
 
 class FlatModel:
@@ -72,15 +73,17 @@ class FlatModel:
     @torch.no_grad()
     def gradient_into(
         self, out: Tensor, part: slice = slice(None), weight: float = 1.0, add: bool = False
-    ) -> None:
+    ) -> bool:
         """Write (or add) ``weight`` times the gradients of the parameters number ``part`` into ``out``.
 
-        A parameter without a gradient counts as one whose gradient is zero. Returns when ``out`` is whole.
+        A parameter without a gradient counts as one whose gradient is zero. Returns when this part of ``out``
+        is whole: whether all of it is finite.
         """
         targets: list[Tensor] = []
         gradients: list[Tensor] = []
         staged = self._staging.finish(out) if self._staging is not None else frozenset()
-        for placed, parameter in self._placed[part]:
+        own = self._placed[part]
+        for placed, parameter in own:
             if placed.name in staged:
                 continue
             target = out[placed.start : placed.stop].view(placed.shape)
@@ -89,15 +92,17 @@ class FlatModel:
                 gradients.append(parameter.grad)
             elif not add:
                 target.zero_()
-        if not targets:
-            return
-        if add:
+        if weight != 1.0 and gradients and not add:
+            gradients = list(torch._foreach_mul(gradients, weight))
+        if not (add or staged) and all(each.device.type == "cpu" for each in gradients):
+            return copy_finite(targets, gradients)
+        if add and targets:
             torch._foreach_add_(targets, [each.to(out.device) for each in gradients], alpha=weight)
-            return
-        whole = gradients if weight == 1.0 else torch._foreach_mul(gradients, weight)
-        torch._foreach_copy_(targets, whole, non_blocking=True)
-        if gradients[0].is_cuda:
-            torch.cuda.current_stream(gradients[0].device).synchronize()
+        elif targets:
+            torch._foreach_copy_(targets, gradients, non_blocking=True)
+            if gradients[0].is_cuda:
+                torch.cuda.current_stream(gradients[0].device).synchronize()
+        return is_finite(out[own[0][0].start : own[-1][0].stop]) if own else True
 
     def statistics_into(self, out: Tensor) -> None:
         """Copy the model's buffers (batch-norm statistics) into a float64 vector."""

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.couplings import Apply, Coupling, Started
-from dist_train.exchange.server import Flat, Inner, Server, Share, Turn, is_finite, settle_statistics
+from dist_train.exchange.finite import is_finite
+from dist_train.exchange.server import Flat, Inner, Server, Share, Turn, settle_statistics
 from dist_train.optimizers.outer import attract
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.couplings import Apply, Coupling, Started
-from dist_train.exchange.server import Flat, Server, Share, Turn, is_finite, settle_statistics
+from dist_train.exchange.server import Flat, Server, Share, Turn, settle_statistics
 
 
 class ThroughServer:
@@ -47,8 +47,8 @@ class ThroughServer:
     def update(self, apply: Apply) -> None:
         turn, memory = self._turn, self._server.memory
         apply.clip()
-        gradient = memory.gradients[turn.buffer]
-        self._flat.gradient_into(gradient, self._share.parameters, weight=turn.weight, add=turn.part > 0)
+        gradient, share = memory.gradients[turn.buffer], self._share.parameters
+        finite = self._flat.gradient_into(gradient, share, weight=turn.weight, add=turn.part > 0)
         turn.steps += 1
         fetches = turn.steps % self._fetch_every == 0
         if not fetches:
@@ -57,7 +57,7 @@ class ThroughServer:
         apply.clear()
         if turn.is_last:
             self._flat.statistics_into(memory.statistics)
-            turn.heard(self._server.push(turn.push(is_finite(gradient[self._share.elements]))))
+            turn.heard(self._server.push(turn.push(finite)))
             settle_statistics(turn, self._flat, memory.statistics, self._sound)
             fetches = fetches or turn.was_overtaken
         if fetches:

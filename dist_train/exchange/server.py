@@ -126,7 +126,7 @@ class Flat(Protocol):
 
     def gradient_into(
         self, out: Tensor, part: slice = ..., weight: float = 1.0, add: bool = False
-    ) -> None: ...
+    ) -> bool: ...
 
     def statistics_into(self, out: Tensor) -> None: ...
 
@@ -265,9 +265,3 @@ def settle_statistics(turn: Turn, flat: Flat, pushed: Tensor, sound: Tensor) -> 
         flat.take_statistics(sound)
     else:
         sound.copy_(pushed)
-
-
-def is_finite(values: Tensor) -> bool:
-    """Say whether a vector holds neither NaN nor infinity."""
-    # One fast pass; only its result may overflow where no element does.
-    return bool(torch.isfinite(torch.dot(values, values))) or bool(torch.isfinite(values).all())

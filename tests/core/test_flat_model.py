@@ -112,6 +112,32 @@ class TestGradients:
         for name, view in made.layout.views(out).items():
             torch.testing.assert_close(view, 0.75 * trainable(model)[name].grad)
 
+    @pytest.mark.parametrize("weight", [1.0, 0.25])
+    def test_one_that_is_not_finite_is_told_of_until_it_is_overwritten(self, weight):
+        model = network()
+        made = flat(model)
+        out = made.layout.vector()
+        step(model)
+        last = made.layout.parameters[-1]
+        trainable(model)[last.name].grad.view(-1)[-1] = float("nan")
+        assert not made.gradient_into(out, weight=weight)
+        model.zero_grad()
+        step(model)
+        # Added to what is there, which still holds it.
+        assert not made.gradient_into(out, weight=weight, add=True)
+        assert made.gradient_into(out, weight=weight)
+
+    def test_only_a_share_that_is_not_finite_is_told_of(self):
+        model = network()
+        made = flat(model)
+        out = made.layout.vector()
+        step(model)
+        first = made.layout.parameters[0]
+        trainable(model)[first.name].grad.view(-1)[0] = float("inf")
+        assert made.gradient_into(out, slice(1, 3))
+        assert not made.gradient_into(out, slice(0, 1))
+        assert made.gradient_into(out, slice(0, 0))
+
     def test_a_share_leaves_the_rest_alone(self):
         model = network()
         made = flat(model)

@@ -6,10 +6,9 @@ import math
 from contextlib import closing
 
 import pytest
-import torch
 
 from dist_train.exchange.segments import Segment
-from dist_train.exchange.server import BUFFERS, Figures, MemberMemory, Turn, is_finite
+from dist_train.exchange.server import BUFFERS, Figures, MemberMemory, Turn
 from dist_train.rules.messages import Lease, Reply, ValidationPart, Version, Work
 
 
@@ -119,23 +118,3 @@ class TestTurn:
         at = turn(1)
         at.heard(Reply(outcome, Version(0, 6)))
         assert (at.was_overtaken, at.counted) == (overtaken, counted)
-
-
-class TestFinite:
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("place", [0, 500, 999])
-    def test_one_element_that_is_no_number_is_found(self, bad, place):
-        vector = torch.ones(1000)
-        vector[place] = bad
-        assert not is_finite(vector)
-
-    @pytest.mark.parametrize("largest", [0.0, 1e-45, 1e19, torch.finfo(torch.float32).max])
-    def test_large_and_small_numbers_are_finite(self, largest):
-        assert is_finite(torch.full((1000,), largest))
-        assert is_finite(torch.full((1000,), -largest))
-
-    def test_opposite_infinities_do_not_cancel(self):
-        assert not is_finite(torch.tensor([math.inf, -math.inf]))
-
-    def test_nothing_is_finite(self):
-        assert is_finite(torch.empty(0))
