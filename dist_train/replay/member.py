@@ -6,6 +6,7 @@ may be a version that is yet to be made.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from dist_train.exchange.deposits import Deposit
 from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory, Sizes, Turn, Welcome
 from dist_train.replay.group import Apart, Mate, Together
-from dist_train.replay.log import Attempt, Gradient
+from dist_train.replay.log import Attempt, Gradient, Who
 from dist_train.rules.messages import FIRST, Lease, Measured, Outcome, Push, Reply, Version, Work
 from dist_train.runtime.connect import Connection, numerics_of
 from dist_train.runtime.place import Place
@@ -47,7 +48,7 @@ class ScriptedServer:
     """The server as the log has it: ``cue`` is the gradient that the member is to compute next."""
 
     def __init__(
-        self, attempt: Attempt, statistics: Tensor, left: Deposit | None, memory: MemberMemory, read: Read
+        self, attempt: Attempt, who: Who, beginning: Beginning, memory: MemberMemory, read: Read
     ) -> None:
         self.memory = memory
         self.cue: Gradient | None = None
@@ -59,8 +60,9 @@ class ScriptedServer:
         # In elastic averaging members go on from where they were.
         self.reads_after_validations = True
         self._attempt = attempt
-        self._statistics = statistics
-        self._left = left
+        # Of all gradients that the process pushed, also of those that are not computed again.
+        self._sequences = sorted(each.sequence for _, each in attempt.gradients if each.who == who)
+        self._statistics, self._left = beginning.statistics.clone(), beginning.left
         self._read = read
         self._reads: deque[Version] = deque()
         self._leases = 0
@@ -79,12 +81,12 @@ class ScriptedServer:
 
     def join(self, ahead: int) -> Reply:
         del ahead
-        return self._answer("welcome", 0)
+        return self._answer("welcome")
 
     def push(self, push: Push) -> Reply:
         self.pushed, done = push, self._now
         self.hand_back()
-        return self._answer(self._attempt.heard(done), done.sequence)
+        return self._answer(self._attempt.heard(done))
 
     def measured(self, measured: Measured) -> Reply:
         raise AssertionError(f"a replay measures nothing: {measured}")
@@ -107,12 +109,14 @@ class ScriptedServer:
         assert self.cue is not None
         return self.cue
 
-    def _answer(self, outcome: Outcome, sequence: int) -> Reply:
-        """Answer message ``sequence`` with the next lease of the log."""
+    def _answer(self, outcome: Outcome) -> Reply:
+        """Answer with the next lease of the log."""
         cue = self._now
         self._reads = deque(cue.reads)
         if self.reads_after_validations:
-            self._skip_validations(cue.sequence - sequence - 1)
+            place = bisect_left(self._sequences, cue.sequence)
+            before = self._sequences[place - 1] if place else 0
+            self._skip_validations(cue.sequence - before - 1)
         self._leases += 1
         lease = Lease(self._leases, cue.lease.epoch, cue.lease.offset, cue.lease.count)
         return Reply(outcome, FIRST, work=(Work(lease, cue.rates),))
@@ -154,7 +158,7 @@ class ReplayedMember:
     """One process of a member, ``who`` of the log; ``close`` it in the end."""
 
     def __init__(
-        self, config: Config, attempt: Attempt, who: tuple[int, int], beginning: Beginning, read: Read
+        self, config: Config, attempt: Attempt, who: Who, beginning: Beginning, read: Read
     ) -> None:
         self._config, self._attempt = config, attempt
         self._numerics = numerics_of(config, CPU)
@@ -165,9 +169,7 @@ class ReplayedMember:
         sizes = layout.size, beginning.statistics.numel(), kept_vectors(config)
         self._segment = Segment.create(MemberMemory.bytes(*sizes))
         self._memory = MemberMemory(self._segment, *sizes)
-        self._server = ScriptedServer(
-            attempt, beginning.statistics.clone(), beginning.left, self._memory, read
-        )
+        self._server = ScriptedServer(attempt, who, beginning, self._memory, read)
         flat = FlatModel(model, layout, self._memory.parameters)
         self._inner = None if shape is None else InnerState(shape, state.optimizer, layout, model)
         connection = Connection(Place(), CPU, HashStore(), timedelta(seconds=1), lambda *_: None)

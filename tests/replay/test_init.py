@@ -136,6 +136,18 @@ class TestWhatWentWrongInTheRun:
         assert made > 12
         assert line.startswith(f"{made} updates")
 
+    def test_gradients_of_a_stateless_model_that_did_not_count_are_not_computed_again(
+        self, make: recorded.Make, tmp_path: Path
+    ) -> None:
+        """Between two that counted, a member has dropped ones and parts of validations behind it."""
+        parallel, sections = MODES["backup"]
+        plain = {"task_options": {"dropout": 0.2, "size": 72}, "validation": {"every_steps": 2}}
+        book = recorded.record(make, tmp_path, parallel, **sections | plain)
+        line = replay(recorded.finished(book))
+        assert [event for event in book.events if event["event"] == "dropped"]
+        assert len(book.run.validated) == 6
+        assert line.startswith("12 updates of 24 gradients made again")
+
     def test_a_gradient_that_holds_nan(self, make: recorded.Make, tmp_path: Path) -> None:
         book = recorded.record(make, tmp_path, {"mode": "async"})
         recorded.finished(book)
