@@ -157,9 +157,7 @@ class Beginning:
 class ReplayedMember:
     """One process of a member, ``who`` of the log; ``close`` it in the end."""
 
-    def __init__(
-        self, config: Config, attempt: Attempt, who: Who, beginning: Beginning, read: Read
-    ) -> None:
+    def __init__(self, config: Config, attempt: Attempt, who: Who, beginning: Beginning, read: Read) -> None:
         self._config, self._attempt = config, attempt
         self._numerics = numerics_of(config, CPU)
         self._turn = Turn(*who)
