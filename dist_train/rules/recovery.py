@@ -48,14 +48,23 @@ class Failure:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of all workers from step ``started_from``, and the failure that ended it."""
+    """One start from step ``started_from``, of all workers or of one, and the failure that ended it.
+
+    ``work``: what it and the attempts before it have got done by themselves, where others go on meanwhile and
+    the step is no measure of that.
+    """
 
     started_from: int
     failure: Failure
+    work: int | None = None
 
     @property
     def reached(self) -> int:
         return max(self.started_from, self.failure.step)
+
+    @property
+    def progress(self) -> int:
+        return self.reached if self.work is None else self.work
 
     @property
     def place(self) -> str:
@@ -129,10 +138,10 @@ def _same(one: Attempt, other: Attempt) -> bool:
 
 def _restarts_in_vain(attempts: Sequence[Attempt]) -> int:
     """Count the restarts since the last one that got further than every attempt before it."""
-    furthest, in_vain = attempts[0].reached, 0
+    furthest, in_vain = attempts[0].progress, 0
     for attempt in attempts[1:]:
-        in_vain = 0 if attempt.reached > furthest else in_vain + 1
-        furthest = max(furthest, attempt.reached)
+        in_vain = 0 if attempt.progress > furthest else in_vain + 1
+        furthest = max(furthest, attempt.progress)
     return in_vain
 
 

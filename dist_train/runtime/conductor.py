@@ -138,14 +138,15 @@ class Conductor:
     async def _supervise(self, life: Life) -> None:
         """Follow a member through its lives."""
         attempts: list[Attempt] = []
+        gradients = 0
         while True:
             started_from = self._vigil.step
             failure = await self._live(life)
             if failure is None:
                 return
-            attempts.append(Attempt(started_from, failure))
             self._last_failures[life.member] = failure
-            await self._report(life, failure)
+            gradients += await self._report(life, failure)
+            attempts.append(Attempt(started_from, failure, gradients))
             if fail_alike(self._last_failures):
                 same = f"all workers failed in step {failure.step}: {_short(failure.error)}"
                 await self._abandon(f"not going on: {same}")
@@ -175,8 +176,11 @@ class Conductor:
         step, phase = self._vigil.place_of(failure.rank)
         return Failure(failure.rank, step, phase, verdict.kind, verdict.why, failure.at, killed=True)
 
-    async def _report(self, life: Life, failure: Failure) -> None:
-        """Have the samples of a lost member dealt anew, then say what happened to it."""
+    async def _report(self, life: Life, failure: Failure) -> int:
+        """Have the samples of a lost member dealt anew, and say what happened to it.
+
+        Return how many gradients it had got done.
+        """
         event = {
             "event": "failure",
             "rank": failure.rank,
@@ -185,17 +189,18 @@ class Conductor:
             "error": failure.error,
         }
         # If the coordinator is gone as well, that is the news, and what the members say its echo.
-        await self._crew.coordinator.insist("lost", life.member, life.incarnation, event)
+        gradients: int = await self._crew.coordinator.insist("lost", life.member, life.incarnation, event)
         verdict = self._vigil.verdict_on(life)
         place = f"in step {failure.step}, phase {failure.phase}; log: {self._crew.log_of(failure.rank)}"
         if verdict is not None:
             # The vigil has said so already.
-            return
+            return gradients
         if failure.killed:
             what = "was killed (the kernel does so when memory runs out)"
             self._say(f"worker {failure.rank} {what} {place}")
         else:
             self._say(f"worker {failure.rank} failed: {_short(failure.error)}, {place}")
+        return gradients
 
     async def _give_up(self, member: int, reason: str) -> None:
         self._given_up.add(member)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -66,6 +67,8 @@ class Coordinator:
         self._missing: set[int] = set()
         # Of each member, the newest incarnation that is gone.
         self._lost: dict[int, int] = {}
+        # Of each member's process, the gradients that were in order, in time or not.
+        self._sound: Counter[tuple[int, int]] = Counter()
         self._events: set[int] = set()
         self._pulses: dict[Who, tuple[Pulse, float]] = {}
         self._connected: asyncio.Future[None] | None = None
@@ -217,6 +220,7 @@ class Coordinator:
         for action in actions:
             match action:
                 case Take():
+                    self._sound[action.push.member, action.push.incarnation] += 1
                     self._take_statistics(action.push)
                     self._pump.take(action)
                 case Step():
@@ -229,6 +233,7 @@ class Coordinator:
                     self._answers.give((action.member, action.incarnation, action.sequence), action.reply)
                     self._run.records.answered(action)
                 case Returned():
+                    self._sound[action.member, action.incarnation] += action.outcome == "dropped"
                     judged = action.outcome in ("dropped", "refused")
                     self._run.records.returned(action, self._latest.get(action.member) if judged else None)
                 case Validated():
@@ -246,15 +251,19 @@ class Coordinator:
         """Take a successor of a shard's process into service."""
         self._pump.admit(copy)
 
-    def lost(self, member: int, incarnation: int, event: dict[str, Any]) -> None:
-        """Take note that a member's process is gone: nobody waits for it, and its samples are dealt again."""
+    def lost(self, member: int, incarnation: int, event: dict[str, Any]) -> int:
+        """Take note that a member's process is gone: nobody waits for it, and its samples are dealt again.
+
+        Return how many gradients it had got done.
+        """
         if self._is_lost(member, incarnation):
-            return
+            return self._sound[member, incarnation]
         self._lost[member] = incarnation
         self._run.event({**event, "member": member, "incarnation": incarnation})
         if self._run.referee_or_none is not None and self._ended is None:
             self._do(self._run.referee.leave(member, incarnation))
         self._answers.forget(member, incarnation)
+        return self._sound[member, incarnation]
 
     def _is_lost(self, member: int, incarnation: int) -> bool:
         """Whether a process is gone; what it had sent before may still arrive."""

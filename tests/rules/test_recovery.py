@@ -143,6 +143,26 @@ def test_machines_may_fail_as_often_as_they_like_while_the_run_gets_further():
     assert after_failure(killed, LIMITS) == Restart(1.0)
 
 
+class TestAWorkerWhileOthersGoOn:
+    @staticmethod
+    def killed(*work):
+        """Kills in ever later steps, when the worker itself had got so much done."""
+        return [
+            Attempt(10 * number, failure(10 * number + 5, kind="SIGKILL", killed=True), done)
+            for number, done in enumerate(work)
+        ]
+
+    def test_is_given_up_when_it_gets_nothing_done_however_far_the_others_get(self):
+        delays = [after_failure(self.killed(*[0] * times), LIMITS) for times in (1, 2, 3)]
+        assert delays == [Restart(1.0), Restart(2.0), Restart(3.0)]
+        decision = after_failure(self.killed(0, 0, 0, 0), LIMITS)
+        assert decision == Stop("not restarting: 3 restarts (recovery.max_restarts) without progress")
+
+    def test_may_be_killed_as_often_as_it_likes_while_it_gets_something_done(self):
+        assert after_failure(self.killed(*range(100)), LIMITS) == Restart(1.0)
+        assert after_failure(self.killed(0, 0, 0, 7), LIMITS) == Restart(1.0)
+
+
 class TestWorkersFailAlike:
     def test_when_all_fail_by_one_error_in_one_step(self):
         assert fail_alike([failure(1, rank=0), failure(1, rank=1)])

@@ -26,13 +26,17 @@ SHARD = ShardLife(0, cast(Actor, None))
 
 
 class PlainCoordinator:
-    """Answers everything; its news are those that a test has put there."""
+    """Answers everything; its news are those that a test has put there.
+
+    ``gradients`` is what each process that is lost had got done.
+    """
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, tuple[Any, ...]]] = []
         self.news: asyncio.Queue[News] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.last_word = DONE
+        self.gradients = 0
 
     async def insist(self, method: str, *arguments: Any) -> Any:
         if self.gone.is_set():
@@ -42,7 +46,7 @@ class PlainCoordinator:
         if method == "pulses":
             return {}
         self.heard.append((method, arguments))
-        return None
+        return self.gradients if method == "lost" else None
 
     def calls(self, method: str) -> list[tuple[Any, ...]]:
         return [arguments for each, arguments in self.heard if each == method]
@@ -198,6 +202,17 @@ class TestAMemberThatFails:
         assert told.outcome == DONE
         assert told.calls("open_without") == [([0],)]
         assert "failed twice" in told.said[-1]
+
+    @pytest.mark.parametrize(("gradients", "lives"), [(0, 4), (1, 7)])
+    def test_again_and_again_is_given_up_unless_it_gets_something_done(
+        self, gradients: int, lives: int
+    ) -> None:
+        # The others go on meanwhile: each time it fails in a later step.
+        crew = PlainCrew({0: [failed(f"error {life}", step=10 * life) for life in range(1, 7)], 1: []})
+        crew.coordinator.gradients = gradients
+        told = conduct(crew, finish)
+        assert [life for member, life in told.crew.started if member == 0] == [*range(lives)]
+        assert told.calls("open_without") == ([([0],)] if gradients == 0 else [])
 
     def test_the_only_one_ends_the_run(self) -> None:
         told = conduct(PlainCrew({0: [failed(), failed()]}), saved)

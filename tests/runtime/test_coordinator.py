@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 
 from dist_train.errors import TrainingError
-from dist_train.rules.decisions import Action, Answer
+from dist_train.rules.decisions import Action, Answer, Returned, Take
 from dist_train.rules.liveness import Beat
 from dist_train.rules.messages import FIRST, Push, Reply
+from dist_train.rules.sampling import Run
 from dist_train.runtime import children
 from dist_train.runtime import coordinator as coordinators
 from dist_train.runtime.coordinator import Coordinator
@@ -53,7 +54,7 @@ class PlainRun:
 
     @property
     def records(self) -> Any:
-        return SimpleNamespace(answered=self._answered)
+        return SimpleNamespace(answered=self._answered, returned=lambda lease, push: None)
 
     def _answered(self, answer: Answer) -> None:
         if self.records_fail:
@@ -71,7 +72,7 @@ class PlainRun:
         return []
 
 
-PLAIN_PUMP = SimpleNamespace(close_entry=lambda: None)
+PLAIN_PUMP = SimpleNamespace(close_entry=lambda: None, take=lambda take: None)
 PLAIN_MEMORIES = SimpleNamespace(knows=lambda push: False)
 
 
@@ -150,6 +151,20 @@ class TestAProcessThatIsGone:
 
         world = play(story)
         assert len(world.run.events) == len(world.referee.heard) == 1
+
+    def test_is_known_by_how_many_of_its_gradients_were_in_order(self) -> None:
+        run = Run(0, 0, 4)
+        late, refused = (Returned(0, 0, outcome, FIRST, FIRST, run) for outcome in ("dropped", "refused"))
+
+        async def story(world: World) -> None:
+            world.coordinator._do(
+                [Take(push(1), 4.0, 1.0, True), late, refused, Take(push(1, 1), 4.0, 1.0, True)]
+            )
+            assert world.coordinator.lost(0, 0, {"event": "failure"}) == 2
+            assert world.coordinator.lost(0, 0, {"event": "failure"}) == 2, "the call may be repeated"
+            assert world.coordinator.lost(0, 1, {"event": "failure"}) == 0
+
+        play(story)
 
     def test_leaves_no_pulse_behind_once_its_successor_beats(self) -> None:
         async def story(world: World) -> None:
