@@ -1,0 +1,266 @@
+"""A member's way to its server over a plain coordinator, from the server's node and from another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dist_train.exchange.areas import held, held_bytes
+from dist_train.exchange.published import NotPublished, PublishedWriter, published_bytes
+from dist_train.exchange.segments import Segment
+from dist_train.exchange.server import MemberMemory, Sizes, Welcome
+from dist_train.rules.messages import FIRST, Push, Reply, Version
+from dist_train.runtime import remote_server
+from dist_train.runtime.letters import Sources
+from dist_train.runtime.line import LineBroken
+from dist_train.runtime.ray_cluster import Actor
+from dist_train.runtime.remote import ActorGone, Process
+from dist_train.runtime.remote_server import RemoteServer
+
+SIZE = 32
+PARTS = (range(16), range(16, SIZE))
+COUNTED = Reply("counted", Version(0, 4))
+PUSH = Push(2, 1, 1, 9, FIRST, 4, 1.0, buffer=1)
+
+
+class PlainShard:
+    """Publishes versions for readers on its node and on others; ``gone`` when its process is."""
+
+    def __init__(self) -> None:
+        self.segment = Segment.create(published_bytes(16))
+        self._writer = PublishedWriter(self.segment, 16)
+        self._versions: dict[Version, NDArray[np.float32]] = {}
+        self.gone = False
+
+    def publish(self, number: int, value: float) -> None:
+        self._writer.begin(number).fill_(value)
+        self._writer.commit(number)
+        self._versions[Version(0, number)] = np.full(16, value, np.float32)
+
+    def forget(self, number: int) -> None:
+        del self._versions[Version(0, number)]
+
+    def ask(self, method: str, version: Version | None, timeout_s: float) -> Any:
+        assert method == "read"
+        if self.gone:
+            raise ActorGone("a shard has ended")
+        wanted = version or max(self._versions, default=None)
+        return None if wanted not in self._versions else (wanted, self._versions[wanted])
+
+
+@dataclass
+class Fetched:
+    array: NDArray[Any]
+
+    def fetch(self, timeout_s: float) -> NDArray[Any]:
+        return self.array
+
+
+@dataclass
+class PlainCoordinator:
+    """``editions`` are the sources that it names in turn; the last one for good."""
+
+    editions: list[Sources | None]
+    line: str | None
+    heard: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+
+    def keep_asking(self, verb: str, *arguments: Any) -> Any:
+        self.heard.append((verb, arguments))
+        match verb:
+            case "sources":
+                return self.editions.pop(0) if len(self.editions) > 1 else self.editions[0]
+            case "line":
+                return self.line
+            case "held":
+                return Fetched(np.full(SIZE, 5.0, np.float32)), np.array([6.0])
+            case "enlist":
+                return Welcome(3, torch.zeros(1))
+        return COUNTED
+
+    def said(self, verb: str) -> list[tuple[Any, ...]]:
+        return [arguments for each, arguments in self.heard if each == verb]
+
+
+class PlainLine:
+    """Breaks at its second push, if it is called so."""
+
+    def __init__(self, address: str) -> None:
+        self._breaks = address == "breaks"
+        self.asked = 0
+        self.closed = False
+
+    def ask(self, method: str, push: Push) -> Reply:
+        self.asked += 1
+        if self._breaks and self.asked == 2:
+            raise LineBroken("not answered")
+        return COUNTED
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """Two shards, and a member on a node of that name; the server's is called ``near``."""
+
+    def __init__(self, node: str, line: str | None = None, sends_base: bool = False) -> None:
+        self.shards = [PlainShard(), PlainShard()]
+        self.held = Segment.create(held_bytes(SIZE, 1))
+        self.coordinator = PlainCoordinator([self.sources()], line)
+        self.phases: list[tuple[str, int]] = []
+        self.memory = MemberMemory(Segment.create(MemberMemory.bytes(SIZE, 1)), SIZE, 1)
+        self.node = node
+        coordinator = cast(Actor, self.coordinator)
+        self.server = RemoteServer(coordinator, 2, 1, self.memory, self.phase, sends_base, timeout_s=0.05)
+
+    def phase(self, name: str, step: int) -> None:
+        self.phases.append((name, step))
+
+    def sources(self, edition: int = 0) -> Sources:
+        memory = tuple(shard.segment.address for shard in self.shards)
+        return Sources(edition, "near", PARTS, memory, tuple(self.shards), self.held.address)
+
+    def publish(self, number: int, *values: float) -> None:
+        for shard, value in zip(self.shards, values, strict=True):
+            shard.publish(number, value)
+
+    def read(self, at_least: int = 0) -> tuple[int, list[float]]:
+        """Return the version and the first value of each shard's part."""
+        into = torch.zeros(SIZE)
+        version = self.server.read(Version(0, at_least), into)
+        return version.number, [float(into[part.start]) for part in PARTS]
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_server, "this_process", lambda: Process(1, 1, "host", "node"))
+    monkeypatch.setattr(remote_server, "put", lambda array: Fetched(array.copy()))
+    monkeypatch.setattr(remote_server, "Line", PlainLine)
+    monkeypatch.setattr(remote_server, "LOOK_S", 0.02)
+    monkeypatch.setattr(remote_server, "RETRY_S", 0.001)
+
+
+class Make:
+    """Makes worlds whose member is on a node of a name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, node: str, **settings: Any) -> World:
+        self._monkeypatch.setattr(remote_server, "node_id", lambda: node)
+        return World(node, **settings)
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    return Make(monkeypatch)
+
+
+@pytest.fixture(params=["near", "far"])
+def world(make: Make, request: pytest.FixtureRequest) -> World:
+    return make(request.param)
+
+
+def test_a_member_names_its_memory_where_the_server_can_open_it(world: World) -> None:
+    assert world.server.enlist(Sizes(10, 5, "32")).seed == 3
+    ((hello,),) = world.coordinator.said("enlist")
+    assert (hello.member, hello.incarnation, hello.train_size, hello.validation_size) == (2, 1, 10, 5)
+    assert hello.memory == (world.memory.segment.address if world.node == "near" else None)
+
+
+class TestARead:
+    def test_is_of_the_newest_version(self, world: World) -> None:
+        world.publish(0, 1.0, 2.0)
+        world.publish(1, 3.0, 4.0)
+        assert world.read() == (1, [3.0, 4.0])
+
+    def test_is_never_a_mix(self, world: World) -> None:
+        """The second shard is ahead: what both have is taken."""
+        world.publish(0, 1.0, 2.0)
+        world.shards[1].publish(1, 4.0)
+        assert world.read() == (0, [1.0, 2.0])
+
+    def test_is_given_up_when_the_version_does_not_come(self, world: World) -> None:
+        world.publish(0, 1.0, 2.0)
+        with pytest.raises(NotPublished, match="version 1"):
+            world.read(at_least=1)
+
+    def test_looks_again_where_a_shard_was_replaced(self, world: World) -> None:
+        world.publish(0, 1.0, 2.0)
+        world.shards[0].gone = True
+        world.shards = [PlainShard(), PlainShard()]
+        world.publish(1, 5.0, 6.0)
+        world.coordinator.editions = [None, world.sources(edition=1)]
+        assert world.read(at_least=1) == (1, [5.0, 6.0])
+        # It names the edition that it could not use, and then none.
+        assert world.coordinator.said("sources")[1:] == [(0,), (None,)]
+
+    def test_shows_that_it_waits_and_that_it_is_over(self, world: World) -> None:
+        world.publish(0, 1.0, 2.0)
+        world.read()
+        with pytest.raises(NotPublished):
+            world.read(at_least=1)
+        assert world.phases == [("update", 1), *[("waiting", 1)] * (len(world.phases) - 1)]
+        assert len(world.phases) > 1
+
+    def test_of_an_exact_version_is_of_no_other(self, world: World) -> None:
+        world.publish(0, 1.0, 2.0)
+        world.publish(1, 3.0, 4.0)
+        into = torch.zeros(SIZE)
+        assert world.server.read_exactly(Version(0, 0), into)
+        assert (into[0], into[16]) == (1.0, 2.0)
+        assert not world.server.read_exactly(Version(0, 7), into)
+
+    def test_from_another_node_takes_a_later_version_when_a_shard_has_gone_on(self, make: Make) -> None:
+        world = make("far")
+        world.publish(1, 3.0, 4.0)
+        world.shards[1].forget(1)
+        with pytest.raises(NotPublished):
+            world.read(at_least=1)
+        world.publish(2, 5.0, 6.0)
+        assert world.read(at_least=1) == (2, [5.0, 6.0])
+
+
+def test_what_is_held_for_a_validation_is_read_in_memory_or_fetched(world: World) -> None:
+    for tensor, value in zip(held(Segment.open(world.held.address), SIZE, 1), (5.0, 6.0), strict=True):
+        tensor.fill_(value)
+    parameters, statistics = torch.zeros(SIZE), torch.zeros(1, dtype=torch.float64)
+    world.server.read_held(parameters, statistics)
+    assert parameters.eq(5.0).all()
+    assert statistics.eq(6.0).all()
+    assert len(world.coordinator.said("held")) == (world.node == "far")
+
+
+class TestAPush:
+    def test_is_announced_by_line(self, make: Make) -> None:
+        world = make("near", line="holds")
+        assert world.server.push(PUSH) == COUNTED
+        assert not world.coordinator.said("push")
+        assert world.phases == [("waiting", 1), ("update", 5)]
+
+    def test_goes_the_long_way_from_when_the_line_breaks(self, make: Make) -> None:
+        world = make("near", line="breaks")
+        line = cast(PlainLine, world.server._line)
+        assert [world.server.push(PUSH) for _ in range(4)] == [COUNTED] * 4
+        # The one that met the break was sent again.
+        assert world.coordinator.said("push") == [(PUSH,)] * 3
+        assert (line.asked, line.closed) == (2, True)
+
+    @pytest.mark.parametrize("sends_base", [True, False])
+    def test_from_another_node_takes_along_what_was_computed(self, make: Make, sends_base: bool) -> None:
+        world = make("far", line="holds", sends_base=sends_base)
+        world.memory.gradients[1].fill_(7.0)
+        world.memory.parameters.fill_(8.0)
+        world.memory.statistics.fill_(9.0)
+        world.server.push(PUSH)
+        ((_, parcel),) = world.coordinator.said("push")
+        # The member goes on to the next while this one is on its way.
+        world.memory.statistics.fill_(0.0)
+        assert np.all(parcel.gradient.array == 7.0)
+        assert np.all(parcel.statistics == 9.0)
+        assert (parcel.base is not None) == sends_base
+        assert not sends_base or np.all(parcel.base.array == 8.0)
