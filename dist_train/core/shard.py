@@ -125,9 +125,15 @@ class Shard:
         self._memory.commit(version)
 
     def take(
-        self, member: int, gradient: Tensor, weight: float, base: Tensor | None = None, borrow: bool = False
+        self,
+        member: int,
+        gradient: Tensor,
+        weight: float,
+        base: Tensor | None = None,
+        borrow: bool = False,
+        scale: float = 1.0,
     ) -> None:
-        """Add a gradient to the coming step, which takes their mean by ``weight``.
+        """Add ``scale`` times a gradient to the coming step, which takes their mean by ``weight``.
 
         ``base``, the parameters that the member computed it from, is needed for delay compensation alone.
         ``borrow``: the caller leaves the gradient's memory as it is until the step, so that the only one of
@@ -139,7 +145,7 @@ class Shard:
             compensated = self._mean.room()
             self._damping.compensate(member, gradient, self._memory.current(), base, compensated)
             gradient, borrow = compensated, True
-        self._mean.add(gradient, weight, borrow)
+        self._mean.add(gradient, weight, borrow, scale)
 
     def step(self, version: int, rate: float, momentum: float | None = None) -> None:
         """Apply the gradients taken since the last step, and publish the parameters as ``version``.
@@ -255,19 +261,22 @@ class _Mean:
         """Return memory to make the next gradient in; it stays as it is until the step if borrowed."""
         return self._room(0 if self._held is None else 1)
 
-    def add(self, gradient: Tensor, weight: float, borrow: bool) -> None:
+    def add(self, gradient: Tensor, weight: float, borrow: bool, scale: float) -> None:
         if gradient.shape != (self._size,) or not weight > 0:
             raise ValueError(
                 f"expected {self._size} elements of weight above 0, not shape {list(gradient.shape)} "
                 f"of weight {weight}"
             )
         if self._held is None:
-            self._held = gradient if borrow else self._room(0).copy_(gradient)
+            if scale != 1.0:
+                self._held = torch.mul(gradient, scale, out=self._room(0))
+            else:
+                self._held = gradient if borrow else self._room(0).copy_(gradient)
             self._unit, self._total = weight, 1.0
         else:
             # Weights count by the first one, so that equal ones make a plain sum.
             share = weight / self._unit
-            self._held = torch.add(self._held, gradient, alpha=share, out=self._room(0))
+            self._held = torch.add(self._held, gradient, alpha=share * scale, out=self._room(0))
             self._total += share
 
     def clear(self) -> Tensor | None:

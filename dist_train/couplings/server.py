@@ -51,7 +51,7 @@ class ThroughServer:
         finite = self._flat.gradient_into(gradient, share, weight=turn.weight, add=turn.part > 0)
         turn.steps += 1
         fetches = turn.steps % self._fetch_every == 0
-        if not fetches:
+        if finite and not fetches:
             # The member's own progress until it reads again.
             apply.step()
         apply.clear()
@@ -59,7 +59,7 @@ class ThroughServer:
             self._flat.statistics_into(memory.statistics)
             turn.heard(self._server.push(turn.push(finite)))
             settle_statistics(turn, self._flat, memory.statistics, self._sound)
-            fetches = fetches or turn.was_overtaken
+            fetches = fetches or turn.was_overtaken or turn.was_refused
         if fetches:
             turn.go_on(self._server, self._flat)
 

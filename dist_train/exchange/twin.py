@@ -44,7 +44,13 @@ class Shard(Protocol):
     """One slice of the parameters, and the optimizer that trains it (core/shard.py)."""
 
     def take(
-        self, member: int, gradient: Tensor, weight: float, base: Tensor | None = None, borrow: bool = False
+        self,
+        member: int,
+        gradient: Tensor,
+        weight: float,
+        base: Tensor | None = None,
+        borrow: bool = False,
+        scale: float = 1.0,
     ) -> None: ...
 
     def step(self, version: int, rate: float, momentum: float | None = None) -> None: ...
@@ -306,7 +312,7 @@ class Twin:
         self._kept.statistics[push.member].copy_(memory.statistics)
         for shard, part in self._shards:
             gradient, base = memory.gradients[push.buffer][part], memory.parameters[part]
-            shard.take(push.member, gradient, take.weight, base, borrow=take.alone)
+            shard.take(push.member, gradient, take.weight, base, borrow=take.alone, scale=take.scale)
 
     def _settle(self, push: Push) -> None:
         self.deposits.settled(push, self._processes[(push.member, push.incarnation)].memory)

@@ -43,6 +43,11 @@ def over(groups: list[dict[str, Any]], settings: schema.AnyOptimizer) -> torch.o
     return optimizer
 
 
+def normalises(settings: schema.AnyOptimizer) -> bool:
+    """Say whether a step is as long for a gradient half as large: all but SGD divide by its size."""
+    return not isinstance(settings, schema.SGD)
+
+
 def parameter_groups(model: nn.Module, settings: schema.AnyOptimizer) -> list[dict[str, Any]]:
     """Return the groups as torch takes them, parameters in the order the model lists them."""
     weights: dict[nn.Parameter, None] = {}

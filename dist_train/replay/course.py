@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_train import optimizers
 from dist_train.config import Config
 from dist_train.core.server_state import ServerState
 from dist_train.core.shard import ShardState
@@ -20,6 +21,7 @@ from dist_train.replay.log import Attempt, Gradient, Key, RolledBack, Update, Wh
 from dist_train.replay.member import Beginning, Computed, ReplayedMember
 from dist_train.replay.shards import Shards, Versions
 from dist_train.rules.messages import Version
+from dist_train.rules.terms import worth
 
 
 class Different(TrainingError):
@@ -48,6 +50,7 @@ class Course:
         self._counts = counts
         damping = config.parallel.damping
         self._inverse, self._needs_base = damping.kind == "inverse", damping.kind == "delay_compensated"
+        self._normalises = optimizers.normalises(server.shape.optimizer)
         self.shards = Shards(server.layout, server.shape.optimizer, attempt.shards, damping)
         self.shards.load(attempt.step, beginning)
         # Whether a member's gradient depends on those that it computed before.
@@ -108,12 +111,12 @@ class Course:
         self._publish()
 
     def _take(self, gradient: Gradient, computed: Computed) -> None:
-        staleness = self._now.number - gradient.read.number if self._inverse else 1
+        staleness = self._now.number - gradient.read.number if self._inverse else 0
         # The shards of the run had a thread each.
         torch.set_num_threads(1)
-        weight = computed.push.samples / max(1, staleness)
+        weight, scale = worth(computed.push.samples, staleness, self._normalises)
         base = computed.base if self._needs_base else None
-        self.shards.take(gradient.who[0], computed.gradient, weight, base)
+        self.shards.take(gradient.who[0], computed.gradient, weight, base, scale)
         if computed.left is not None:
             self._left[gradient.who[0]] = computed.left
 

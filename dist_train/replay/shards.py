@@ -47,11 +47,12 @@ class Shards:
         }
         return ShardState(self.parameters(), FlatState(vectors, dict(optimizers[0].scalars)), squares)
 
-    def take(self, member: int, gradient: Tensor, weight: float, base: Tensor | None) -> None:
+    def take(self, member: int, gradient: Tensor, weight: float, base: Tensor | None, scale: float) -> None:
         """Add a gradient over the whole layout to the coming step."""
         for shard, part in self._shards:
             inside = slice(part.start, part.stop)
-            shard.take(member, gradient[inside], weight, None if base is None else base[inside])
+            own_base = None if base is None else base[inside]
+            shard.take(member, gradient[inside], weight, own_base, scale=scale)
 
     def step(self, version: int, rate: float, momentum: float | None) -> None:
         for shard, _ in self._shards:

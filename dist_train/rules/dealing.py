@@ -64,14 +64,14 @@ class Dealer:
         self._updates: dict[int, int] = {}
         self._queue: deque[Lease] = deque()
         self._out: dict[int, tuple[int, Lease]] = {}
-        # The members that were too late with each lease.
-        self._late: dict[int, set[int]] = {}
+        # The members that had each lease in vain.
+        self._in_vain: dict[int, set[int]] = {}
         self._refill(unfinished)
 
     def deal(self, member: int, live: Collection[int] = ()) -> Lease | None:
         """Give ``member`` the next lease; None when there is none now.
 
-        One that it was too late with is left to those of ``live`` who were not, unless nothing else is left.
+        One that it had in vain is left to those of ``live`` who had not, unless nothing else is left.
         """
         lease = self._next_for(member, live)
         if lease is None:
@@ -90,8 +90,8 @@ class Dealer:
         return next((lease for lease in self._queue if self._updates[lease.number] not in held), None)
 
     def _is_for_others(self, lease: Lease, member: int, live: Collection[int]) -> bool:
-        late = self._late.get(lease.number, set())
-        return member in late and not late.issuperset(live)
+        had = self._in_vain.get(lease.number, set())
+        return member in had and not had.issuperset(live)
 
     def held_by(self, member: int) -> list[Lease]:
         return [lease for holder, lease in self._out.values() if holder == member]
@@ -121,18 +121,18 @@ class Dealer:
         """Take note that an update holds the lease's gradient."""
         _, lease = self._out.pop(number)
         del self._updates[number]
-        self._late.pop(number, None)
+        self._in_vain.pop(number, None)
         self.trained += lease.count
         return lease
 
-    def take_back(self, number: int, late: bool = False) -> Lease:
+    def take_back(self, number: int, in_vain: bool = False) -> Lease:
         """Put a lease back, to be the next one dealt; KeyError when it is not out.
 
-        ``late``: its gradient came too late.
+        ``in_vain``: its gradient came too late, or was refused.
         """
         member, lease = self._out.pop(number)
-        if late:
-            self._late.setdefault(number, set()).add(member)
+        if in_vain:
+            self._in_vain.setdefault(number, set()).add(member)
         self._queue.appendleft(lease)
         return lease
 
@@ -161,7 +161,7 @@ class Dealer:
 
     def restart(self, position: Position, unfinished: Iterable[Run], trained: int) -> None:
         """Begin again from an earlier position. Leases are withdrawn, and their numbers never used again."""
-        for known in (self._queue, self._out, self._updates, self._late):
+        for known in (self._queue, self._out, self._updates, self._in_vain):
             known.clear()
         self.position, self.trained = position, trained
         self._refill(unfinished)

@@ -16,10 +16,14 @@ Waiting = Literal["quorum", "server", "bound", "work"]
 
 @dataclass(frozen=True)
 class Take:
-    """Add a gradient to the update in the making; ``alone``: it will be the only one."""
+    """Add ``scale`` times a gradient to the update in the making, a mean by weight.
+
+    ``alone``: it will be the only one.
+    """
 
     push: Push
     weight: float
+    scale: float
     alone: bool
 
 

@@ -130,19 +130,19 @@ class Referee:
         return seat
 
     def _counted(self, push: Push) -> list[Action]:
-        self._refusals.counted(push.member)
+        self._refusals.counted(push)
         gathered = self.admission.gathered[-1]
         return [self.terms.take(gathered, self.admission.rule)] if gathered.push is push else []
 
     def _turned_away(self, push: Push, outcome: Outcome) -> list[Action]:
         if outcome == "void":
             return []
-        late = outcome == "dropped"
-        version, lease = self.admission.version, self.dealer.take_back(push.lease, late)
+        # Whether the samples or the member are at fault, others show.
+        version, lease = self.admission.version, self.dealer.take_back(push.lease, in_vain=True)
         returned = Returned(push.member, push.incarnation, outcome, version, push.version, _run(lease))
-        if late:
+        if outcome == "dropped":
             return [returned]
-        return [returned, *self._refusals.refused(push, len(self.admission.live), version.number)]
+        return [returned, *self._refusals.refused(push, lease, len(self.admission.live), version.number)]
 
     # -- what shards and members report ----------------------------------------------------------------
 

@@ -32,7 +32,8 @@ class Terms:
     ``finished(updates, samples, position)`` ends training; ``own_steps`` are the steps that a member makes by
     itself for one push. With ``outer_rate``, the rate of the server's optimizer, each of them is at the
     scheduled rate, and else at that part of it which its samples are of an update's: so far the server will
-    move by them. ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015).
+    move by them. ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015). Where the
+    server's optimizer ``normalises`` gradients, their size says nothing, and the rate takes its place.
     """
 
     rule: Rule
@@ -44,27 +45,25 @@ class Terms:
     own_steps: int = 0
     outer_rate: float | None = None
     inverse: bool = False
+    normalises: bool = False
     snapshot_every: int = 0
 
     def rate(self, samples: int, taken: Sequence[Contribution]) -> tuple[float, float | None]:
-        """Return the rate (and momentum) of an update of these gradients, once ``samples`` are trained.
-
-        With ``inverse``, plain SGD then moves by each gradient at the rate over its staleness.
-        """
+        """Return the rate (and momentum) of an update of these gradients, once ``samples`` are trained."""
         rate, momentum = self.rate_at(samples)
         if self.outer_rate is not None:
             rate, momentum = self.outer_rate, None
-        if self.inverse:
-            rate *= sum(map(self.weight, taken)) / sum(each.push.samples for each in taken)
+        if self.inverse and self.normalises:
+            # The mean weighs gradients by samples over staleness; its size is lost, so the rate has it.
+            weights = [worth(each.push.samples, each.staleness, normalises=True)[0] for each in taken]
+            rate *= sum(weights) / sum(each.push.samples for each in taken)
         return rate, momentum
-
-    def weight(self, gathered: Contribution) -> float:
-        """Return what a gradient weighs in the mean of its update: its samples, over its staleness."""
-        return gathered.push.samples / max(1, gathered.staleness if self.inverse else 1)
 
     def take(self, gathered: Contribution, rule: Rule) -> Take:
         """Have the shards add a gradient to the update that ``rule`` completes."""
-        return Take(gathered.push, self.weight(gathered), alone=rule.quorum == 1)
+        staleness = gathered.staleness if self.inverse else 0
+        weight, scale = worth(gathered.push.samples, staleness, self.normalises)
+        return Take(gathered.push, weight, scale, alone=rule.quorum == 1)
 
     def due(self, number: int, before: int, after: int, ends: bool) -> Due:
         """Say what is due after update ``number``, which brings the samples from ``before`` to ``after``.
@@ -92,3 +91,14 @@ class Terms:
         pieces = parts_of(Run(lease.epoch, lease.offset, lease.count), steps)
         rate, _ = self.rate_at(samples)
         return Work(lease, tuple(rate * piece.count / whole for piece in pieces))
+
+
+def worth(samples: int, staleness: int, normalises: bool) -> tuple[float, float]:
+    """Return what a gradient weighs in the mean of its update, and what it is multiplied by before.
+
+    One over its staleness (Zhang et al. 2015, section 3.2) goes on the gradient itself, so that momentum
+    holds it damped as well; where the optimizer undoes a gradient's size, on its weight. A fresh one counts
+    whole.
+    """
+    damped = 1 / max(1, staleness)
+    return (samples * damped, 1.0) if normalises else (float(samples), damped)

@@ -19,12 +19,13 @@ class Attach:
 
 @dataclass(frozen=True)
 class TakeGradient:
-    """Add a gradient to the coming step; it lies in its member's memory."""
+    """Add ``scale`` times a gradient to the coming step; it lies in its member's memory."""
 
     member: int
     incarnation: int
     buffer: int
     weight: float
+    scale: float
     alone: bool
 
 

@@ -92,7 +92,8 @@ class Pump:
         if self._entry.step is not None:
             self.close_entry()
         push = take.push
-        command = TakeGradient(push.member, push.incarnation, push.buffer, take.weight, take.alone)
+        who = push.member, push.incarnation
+        command = TakeGradient(*who, push.buffer, take.weight, take.scale, take.alone)
         self._entry.commands.append(command)
         self._entry.takes.append(push)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dist_train.config import Config
 from dist_train.config.schema import Parallel
+from dist_train.optimizers import normalises
 from dist_train.optimizers.outer import server_optimizer
 from dist_train.plan import Plan
 from dist_train.rules.admission import Rule
@@ -16,6 +17,7 @@ from dist_train.rules.timetable import Timetable
 def terms_of(config: Config, plan: Plan, members: int) -> Terms:
     """Return the terms of a run with so many members; ``plan`` is that of the backups in force."""
     parallel, outer = config.parallel, config.parallel.outer_in_force
+    optimizer = config.optimizer if outer is None else server_optimizer(outer)
     return Terms(
         rule=Rule(
             quorum=plan.quorum,
@@ -40,8 +42,9 @@ def terms_of(config: Config, plan: Plan, members: int) -> Terms:
         rate_at=lambda samples: (learning_rate(plan.schedule, samples), momentum(plan.schedule, samples)),
         finished=plan.finished,
         own_steps=own_steps(parallel),
-        outer_rate=None if outer is None else server_optimizer(outer).lr,
+        outer_rate=None if outer is None else optimizer.lr,
         inverse=parallel.damping.kind == "inverse",
+        normalises=normalises(optimizer),
         snapshot_every=parallel.server.snapshot_every,
     )
 

@@ -151,7 +151,9 @@ class ShardProcess:
             each: held for each, held in self._members.items() if each[0] != who[0] or each >= who
         }
         gradient, base = memory.gradients[command.buffer][self._part], memory.parameters[self._part]
-        self._shard.take(command.member, gradient, command.weight, base, borrow=command.alone)
+        self._shard.take(
+            command.member, gradient, command.weight, base, borrow=command.alone, scale=command.scale
+        )
 
     def _load(self, command: Load) -> None:
         if command.era > self._writer.era:

@@ -223,6 +223,23 @@ class TestMean:
         shard.step(1, 1.0)
         assert parameter(shard) == -(8 * 1 + 4 * 2 - 4 * 5) / 8
 
+    @pytest.mark.parametrize("borrow", [True, False])
+    def test_a_scaled_gradient_counts_less_and_weighs_as_much(self, borrow):
+        shard = small_shard()
+        for member, (value, weight, scale) in enumerate(
+            [(8.0, 1.0, 0.5), (4.0, 2.0, 1.0), (-4.0, 5.0, 0.25)]
+        ):
+            shard.take(member, full(value), weight, borrow=borrow, scale=scale)
+        shard.step(1, 1.0)
+        assert parameter(shard) == -(8 * 1 * 0.5 + 4 * 2 - 4 * 5 * 0.25) / 8
+
+    def test_a_borrowed_gradient_that_is_scaled_stays_as_it_is(self):
+        shard, lent = small_shard(), full(6.0)
+        shard.take(0, lent, 1.0, borrow=True, scale=0.5)
+        shard.step(1, 1.0)
+        assert parameter(shard) == -3.0
+        assert (lent == 6.0).all()
+
     @pytest.mark.parametrize("weight", [0.3, 1.0, 48.0])
     @pytest.mark.parametrize("borrow", [True, False])
     def test_the_only_gradient_is_applied_to_the_bit_whatever_its_weight(self, weight, borrow):

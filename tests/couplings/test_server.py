@@ -18,9 +18,14 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-7}
 
 
 @pytest.fixture
-def run():
+def running():
     with server_runs.running() as make:
-        yield lambda *args, **sections: make(*args, optimizer=PLAIN, **sections)
+        yield make
+
+
+@pytest.fixture
+def run(running):
+    return lambda *args, **sections: running(*args, optimizer=PLAIN, **sections)
 
 
 def assert_close(found, expected):
@@ -56,6 +61,15 @@ class TestARefusedGradient:
         for statistics in found.server.statistics:
             assert statistics.isfinite().all()
 
+    @pytest.mark.parametrize("settings", [{"fetch_every": 4}, {"fetch_every": 4, "push_every": 2}], ids=str)
+    def test_leaves_nothing_in_the_member_s_own_parameters(self, run, settings):
+        found = run({"mode": "async", "workers": 2} | settings, steps=20, task=f"{toys.__file__}:Poisoned")
+        found.go(one_by_one())
+        answers = [each for each in found.twin.decisions if isinstance(each, Answer)]
+        # To each member one sample is no number once: whoever it is given to is refused that once.
+        refused = [each.member for each in answers if each.reply.outcome == "refused"]
+        assert 0 < len(refused) == len(set(refused))
+
 
 class TestStalenessAwareUpdates:
     """Zhang et al. 2015, equation 4: the rate of a gradient is alpha_0 / tau."""
@@ -68,6 +82,19 @@ class TestStalenessAwareUpdates:
             return hand.combined(lambda w, g: w - RATE / max(1, staleness) * g, newest, gradient)
 
         assert found.staleness == [0, 1, 2, 2, 2, 2]
+        assert_close(found, hand.stale(6, 3, update))
+
+    def test_momentum_holds_each_gradient_damped(self, running):
+        # A stale gradient's whole move, over all later steps, is its share: alpha_0 / tau / (1 - momentum).
+        parallel = {"mode": "async", "workers": 3, "damping": {"kind": "inverse"}}
+        found = running(parallel, steps=6, optimizer=PLAIN | {"momentum": 0.9}).go(one_by_one())
+        velocity = hand.combined(torch.zeros_like, hand.first_weights())
+
+        def update(newest, gradient, read, member, staleness):
+            for name, made in gradient.items():
+                velocity[name] = 0.9 * velocity[name] + made / max(1, staleness)
+            return hand.combined(lambda w, v: w - RATE * v, newest, velocity)
+
         assert_close(found, hand.stale(6, 3, update))
 
     def test_within_an_update_of_several_the_fresher_ones_weigh_more(self, run):

@@ -42,7 +42,7 @@ class TestLeases:
         made = dealer(Deck(12, 4, 1), epochs=1)
         lease = made.deal(0)
         assert lease is not None
-        made.take_back(lease.number, late=True)
+        made.take_back(lease.number, in_vain=True)
         other = made.deal(0, live=[0, 1])
         assert other is not None
         assert other.offset == 4
@@ -52,9 +52,9 @@ class TestLeases:
         made = dealer(Deck(8, 4, 1), epochs=1)
         first = made.deal(0)
         assert first is not None
-        made.take_back(first.number, late=True)
+        made.take_back(first.number, in_vain=True)
         assert made.deal(0, live=[0]) == first
-        made.take_back(first.number, late=True)
+        made.take_back(first.number, in_vain=True)
         assert made.deal(0, live=[0, 1]) == Lease(2, 0, 4, 4)
         assert made.deal(0, live=[0, 1]) == first
 
@@ -63,7 +63,7 @@ class TestLeases:
         for member in (0, 1):
             lease = made.deal(member, live=[0, 1])
             assert lease == Lease(1, 0, 0, 4)
-            made.take_back(lease.number, late=True)
+            made.take_back(lease.number, in_vain=True)
         assert made.deal(0, live=[0, 1]) == Lease(1, 0, 0, 4)
 
     def test_who_is_gone_gives_back_all_but_what_is_in(self) -> None:
@@ -171,7 +171,7 @@ class Dealing(RuleBasedStateMachine):
     def come_late(self, which: int) -> None:
         if self.out:
             _, lease = self.out.pop(which % len(self.out))
-            assert self.dealer.take_back(lease.number, late=True) == lease
+            assert self.dealer.take_back(lease.number, in_vain=True) == lease
 
     @rule(member=st.integers(0, 3))
     def take_back(self, member: int) -> None:

@@ -100,11 +100,11 @@ class TestBackup:
         ahead=st.integers(1, 3),
         seed=st.integers(0, 2**32),
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     def test_nobody_is_late_twice_with_the_same_samples_while_there_are_others(
         self, members: int, backups: int, ahead: int, seed: int
     ) -> None:
-        setup = Setup("backup", members, min(backups, members - 1), 4000, 4, updates=40, ahead=ahead)
+        setup = Setup("backup", members, min(backups, members - 1), 4000, 4, updates=20, ahead=ahead)
         world = started(setup)
         at_random(world, Random(seed))
         for late in world.late.values():
@@ -354,7 +354,11 @@ class TestRefusals:
         lease = in_hand(world, 0)
         push(world, 0, finite=False)
         assert answers(world) == {0: "refused"}
-        assert in_hand(world, 0) == lease
+        # By somebody else first.
+        assert in_hand(world, 0) != lease
+        push(world, 1)
+        shards_obey(world)
+        assert in_hand(world, 1) == lease
 
     def test_three_in_a_row_fail_a_run_of_one(self) -> None:
         world = started(Setup("async", members=1, size=40, share=4, epochs=1))
@@ -374,6 +378,19 @@ class TestRefusals:
         (verdict,) = world.verdicts
         assert isinstance(verdict, Replace)
         assert (verdict.member, verdict.incarnation) == (0, 0)
+
+    def test_samples_that_nobody_can_train_on_fail_the_run_and_nobody_is_replaced(self) -> None:
+        world = started(Setup("async", members=4, size=400, share=4, epochs=1))
+        poisoned = in_hand(world, 0)
+        for turn in range(100):
+            if world.verdicts:
+                break
+            member = turn % 4
+            push(world, member, finite=in_hand(world, member) != poisoned)
+            shards_obey(world)
+        (verdict,) = world.verdicts
+        assert isinstance(verdict, Fail)
+        assert verdict.why.startswith("samples 0 to 3 in the order of epoch 0 ")
 
 
 class TestValidation:

@@ -31,27 +31,27 @@ class TestRate:
     def test_is_that_of_the_samples_trained_before(self) -> None:
         assert TERMS.rate(20, [stale(3)]) == (pytest.approx(0.08), 0.9)
 
-    def test_of_damped_gradients_is_divided_by_the_staleness_of_each(self) -> None:
+    def test_of_damped_gradients_is_whole_as_they_are_damped_themselves(self) -> None:
+        assert replace(TERMS, inverse=True).rate(0, [stale(1), stale(4)]) == TERMS.rate(0, [stale(0)])
+
+    def test_that_has_a_damped_gradient_s_size_where_the_optimizer_loses_it(self) -> None:
         """Zhang et al. 2015: alpha0 / tau for each gradient of a mean over three."""
-        damped = replace(TERMS, inverse=True)
+        damped = replace(TERMS, inverse=True, normalises=True)
         rate, _ = damped.rate(0, [stale(1), stale(2), stale(4)])
         assert rate == pytest.approx(0.1 * (1 + 1 / 2 + 1 / 4) / 3)
+        assert damped.rate(0, [stale(0), stale(1)]) == (pytest.approx(0.1), 0.9)
 
-    def test_a_fresh_gradient_is_not_damped(self) -> None:
-        assert replace(TERMS, inverse=True).rate(0, [stale(0), stale(1)]) == (pytest.approx(0.1), 0.9)
-
-    def test_plain_sgd_then_moves_by_each_gradient_at_its_own_rate(self) -> None:
-        damped, pushed = replace(TERMS, inverse=True), [stale(1, 2), stale(3, 6)]
-        gradients = [5.0, -7.0]
-        weights = [damped.weight(each) for each in pushed]
-        mean = sum(w * g for w, g in zip(weights, gradients, strict=True)) / sum(weights)
+    @pytest.mark.parametrize("normalises", [False, True])
+    def test_plain_sgd_then_moves_by_each_gradient_at_its_own_rate(self, normalises: bool) -> None:
+        damped, pushed = replace(TERMS, inverse=True, normalises=normalises), [stale(1, 2), stale(3, 6)]
+        taken = [damped.take(each, Rule(2)) for each in pushed]
+        summed = sum(t.weight * t.scale * g for t, g in zip(taken, [5.0, -7.0], strict=True))
         rate, _ = damped.rate(0, pushed)
-        assert rate * mean == pytest.approx((0.1 * 5.0 * 2 + 0.1 / 3 * -7.0 * 6) / 8)
+        move = rate * summed / sum(t.weight for t in taken)
+        assert move == pytest.approx((0.1 * 5.0 * 2 + 0.1 / 3 * -7.0 * 6) / 8)
 
-    def test_an_outer_optimizer_has_its_own_and_is_damped_too(self) -> None:
-        outer = replace(TERMS, outer_rate=0.7)
-        assert outer.rate(20, [stale(2)]) == (0.7, None)
-        assert replace(outer, inverse=True).rate(20, [stale(2)]) == (pytest.approx(0.35), None)
+    def test_an_outer_optimizer_has_its_own(self) -> None:
+        assert replace(TERMS, outer_rate=0.7).rate(20, [stale(2)]) == (0.7, None)
 
 
 class TestWork:
@@ -108,6 +108,19 @@ class TestTake:
         assert TERMS.take(stale(2), Rule(1)).alone
         assert not TERMS.take(stale(2), Rule(2)).alone
 
-    def test_weighs_by_samples_and_with_damping_by_staleness(self) -> None:
-        assert TERMS.take(stale(2, 6), Rule(2)).weight == 6
-        assert replace(TERMS, inverse=True).take(stale(2, 6), Rule(2)).weight == 3
+    @pytest.mark.parametrize(
+        ("terms", "weight", "scale"),
+        [
+            (TERMS, 6, 1),
+            (replace(TERMS, inverse=True), 6, 0.5),
+            (replace(TERMS, inverse=True, normalises=True), 3, 1),
+        ],
+    )
+    def test_weighs_by_samples_and_damps_by_staleness(
+        self, terms: Terms, weight: float, scale: float
+    ) -> None:
+        taken = terms.take(stale(2, 6), Rule(2))
+        assert (taken.weight, taken.scale) == (weight, scale)
+
+    def test_a_fresh_gradient_is_not_damped(self) -> None:
+        assert replace(TERMS, inverse=True).take(stale(0), Rule(1)).scale == 1.0

@@ -177,7 +177,7 @@ class World:
         """Queue an update of one gradient, and what is due after it."""
         push = Push(0, 0, number, number, Version(0, number - 1), 4, 1.0)
         self.run.referee.admission.version = version = Version(0, number)
-        self.pump.take(Take(push, 4.0, True))
+        self.pump.take(Take(push, 4.0, 0.5, True))
         self.pump.step(Step(version, 0.1, None, (), 4))
         if due:
             self.pump.milestone(Milestone(version, 4 * number, Position(0, 0), (), **due))
