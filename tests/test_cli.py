@@ -62,8 +62,18 @@ def test_an_address_is_that_of_the_cluster_in_the_configuration(
     command("run", "a.yaml", "seed=1", "--address", address)
     (request,) = requests
     assert request.overrides[0] == "seed=1"
-    config = load_config(Path(__file__).parents[1] / "configs/digits-sync.yaml", request.overrides)
+    config = load_config(Path(__file__).parents[1] / "configs/digits-async.yaml", request.overrides)
     assert config.parallel.cluster.address == address
+
+
+def test_a_cluster_for_mode_sync_is_refused_in_one_line(
+    command: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(Path(__file__).parents[1] / "configs/digits-sync.yaml")
+    for words in (["127.0.0.1:6379"], ["auto", "--dry-run"]):
+        assert command("run", file, "--address", *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "mode sync does not run on Ray; start it with torchrun or srun, or set parallel.mode" in line
 
 
 def test_submit_passes_everything_on(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

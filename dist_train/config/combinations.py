@@ -20,6 +20,11 @@ Contradiction = tuple[KeyPath, str]
 # What DDP offers inside a group, and the value that leaves it off.
 OF_ALL_REDUCE = {"compression": "none", "sync_batch_norm": False, "find_unused_parameters": False}
 
+NOT_ON_RAY = (
+    "mode sync does not run on Ray; start it with torchrun or srun, or set parallel.mode to async, bounded "
+    "or backup"
+)
+
 
 class Contradictions(ValueError):
     """All that does not go together, each with the key it is about."""
@@ -71,6 +76,9 @@ def _mode(parallel: Parallel) -> Iterator[Contradiction]:
         yield _key("max_staleness"), text
     if parallel.aggregate > 1 and mode != "async":
         yield _key("aggregate"), f"only mode async has it, and this is mode {mode}; set it to 1"
+    if parallel.cluster.address is not None and not parallel.has_server:
+        text = f"{NOT_ON_RAY}; null, and no --address, is this machine alone"
+        yield (*_key("cluster"), "address"), text
 
 
 def _damping(parallel: Parallel) -> Iterator[Contradiction]:

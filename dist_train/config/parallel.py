@@ -92,9 +92,9 @@ class Server(Section):
 
 
 class Cluster(Section):
-    """Where the processes of a parameter-server mode run; without meaning in mode sync."""
+    """Where the processes of a parameter-server mode run."""
 
-    # HOST:PORT of a Ray cluster to join, or auto; null: this machine alone.
+    # HOST:PORT of a Ray cluster to join, or auto; null: this machine alone. Mode sync joins none.
     address: Annotated[str, Field(min_length=1)] | None = None
     # CPUs that each worker asks of the cluster.
     worker_cpus: PositiveInt = 1

@@ -10,12 +10,17 @@ from typing import Any
 
 from dist_train import layout, tasks
 from dist_train.config import Config, differences, dump_config, load_config
-from dist_train.config.combinations import contradictions, lines
+from dist_train.config.combinations import NOT_ON_RAY, contradictions, lines
 from dist_train.config.schema import Parallel
 from dist_train.errors import ConfigError
 from dist_train.runtime.run_dir import environment, gpu_count, write_atomically
 from dist_train.watch.logbook import stamped
 from dist_train.watch.records import JsonLines
+
+_UNCOUNTED = (
+    "parallel.workers: auto counts this machine's GPUs, but the workers run in the Ray cluster; "
+    "give their number"
+)
 
 
 def with_workers(config: Config, workers: int) -> Config:
@@ -30,13 +35,10 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
     Raises ConfigError naming all that cannot work.
     """
     problems, parallel = tasks.check(config), config.parallel
-    elsewhere = parallel.has_server and parallel.cluster.address is not None
+    elsewhere = parallel.cluster.address is not None
     gpus = 0 if parallel.device == "cpu" else gpu_count(variables)
     if elsewhere and parallel.workers == "auto":
-        problems.append(
-            "parallel.workers: auto counts this machine's GPUs, but the workers run in the cluster of "
-            "parallel.cluster.address; give their number"
-        )
+        problems.append(_UNCOUNTED)
     elif not elsewhere:
         problems += _beyond_this_machine(parallel, gpus)
     counted = with_workers(config, max(1, gpus) if parallel.workers == "auto" else parallel.workers)
@@ -45,6 +47,20 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
     if problems:
         raise ConfigError(problems)
     return counted
+
+
+def refuse_unsendable(config: Config) -> None:
+    """Raise ConfigError naming all that would be refused on any Ray cluster.
+
+    Its machines say for themselves whether they have the data and the user's own code.
+    """
+    problems = tasks.check_names(config)
+    if not config.parallel.has_server:
+        problems.append(f"parallel.mode: {NOT_ON_RAY}")
+    elif config.parallel.workers == "auto":
+        problems.append(_UNCOUNTED)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _beyond_this_machine(parallel: Parallel, gpus: int) -> list[str]:

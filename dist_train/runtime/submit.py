@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from dist_train.config import load_config
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError, TrainingError
+from dist_train.runtime.opening import refuse_unsendable
 from dist_train.runtime.start import tell
 
 # Of the working directory, never sent: history, environments, and what earlier runs made.
@@ -58,10 +59,11 @@ def send(submission: Submission, connect: Callable[[str], Jobs] | None = None) -
     """Send the run, print its output, and return its exit status (see ``errors``).
 
     Raises ConfigError, before anything is sent, if the configuration is refused, lies outside the
-    working directory, or the cluster is open to strangers or does not answer.
+    working directory, or could run on no cluster, or the cluster is open to strangers or does not answer.
     """
     entrypoint = entrypoint_of(submission)
     config = load_config(submission.config, submission.overrides)
+    refuse_unsendable(config)
     client = (connect or _connect)(submission.address)
     # Ray reads this in the process that stops the job; its own 3 s are short for a checkpoint.
     wait_s = int(config.recovery.grace_s) + MARGIN_S

@@ -41,6 +41,18 @@ def check(config: Config) -> list[str]:
     return _data_problems(options) + of_model
 
 
+def check_names(config: Config) -> list[str]:
+    """Return what of ``check`` is wrong on every machine alike, wherever the data and the user's code are."""
+    if is_import_path(config.task):
+        return []
+    if problems := _option_problems(config):
+        return problems
+    if config.model is None or is_import_path(config.model.name):
+        return []
+    options = OPTIONS[config.task].model_validate(config.task_options)
+    return models.check(config.model, options.models)
+
+
 def make(config: Config) -> Task:
     """Make the run's task. Raises ConfigError where its name, its options or what it is cannot be used."""
     if is_import_path(config.task):

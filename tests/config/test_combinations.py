@@ -37,7 +37,7 @@ LOCAL = {**SYNCHRONOUS, "local_steps": 5}
 ALLOWED: list[dict[str, Any]] = [
     {"mode": "sync", "workers": 6},
     # How a server would run does not matter in mode sync.
-    {"mode": "sync", "server": {"shards": 2, "copies": 2}, "cluster": {"address": "auto"}},
+    {"mode": "sync", "server": {"shards": 2, "copies": 2}, "cluster": {"worker_cpus": 2}},
     ASYNC,
     BOUNDED,
     SYNCHRONOUS,
@@ -93,6 +93,13 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         [
             "max_staleness: missing; mode bounded needs a whole number of at least 0:"
             " 3 to 10 are usual, 0 is synchronous"
+        ],
+    ),
+    (
+        {"mode": "sync", "workers": 2, "cluster": {"address": "auto"}},
+        [
+            "cluster.address: mode sync does not run on Ray; start it with torchrun or srun, or set "
+            "parallel.mode to async, bounded or backup; null, and no --address, is this machine alone"
         ],
     ),
     (
@@ -257,6 +264,20 @@ def test_all_of_it_is_told_at_once_and_where_it_is_written(read: Callable[..., C
         "x.yaml:7:3: parallel.backups",
         'override "parallel.aggregate=2": parallel.aggregate',
     ]
+
+
+def test_a_cluster_in_mode_sync_is_refused_where_it_is_written(read: Callable[..., Config]) -> None:
+    text = (
+        "name: x\n"
+        "task: t\n"
+        "parallel:\n"
+        "  cluster:\n"
+        "    address: auto\n"
+        "train: {epochs: 1, batch_size: 2}\n"
+        "optimizer: {name: sgd, lr: 1}\n"
+    )
+    with pytest.raises(ConfigError, match=r"^x\.yaml:5:5: parallel\.cluster\.address: mode sync does not"):
+        read(text)
 
 
 def test_a_config_that_is_made_without_reading_is_checked_too() -> None:

@@ -18,6 +18,7 @@ from dist_train.runtime.opening import (
     read_summary,
     refuse_impossible,
     refuse_other_launcher,
+    refuse_unsendable,
     with_workers,
     write_down,
 )
@@ -100,23 +101,49 @@ class TestServerModes:
             refuse_impossible(configured(parallel={"mode": "async", "group_size": 2}), {})
 
     def test_what_this_machine_has_says_nothing_about_a_cluster(self, gpus: Any) -> None:
-        parallel = {"mode": "async", "workers": 6, "device": "cuda", "cluster": {"address": "host:6379"}}
-        assert refuse_impossible(configured(parallel=parallel), {}).parallel.workers == 6
+        here = {"mode": "async", "workers": 6, "device": "cuda"}
+        there = {**here, "cluster": {"address": "host:6379"}}
+        assert refuse_impossible(configured(parallel=there), {}).parallel.workers == 6
         gpus(2)
-        assert refuse_impossible(configured(parallel=parallel), {}).parallel.workers == 6
+        assert refuse_impossible(configured(parallel=there), {}).parallel.workers == 6
         with pytest.raises(ConfigError, match=r"parallel.workers: 6 workers but 2 GPUs"):
-            refuse_impossible(configured(parallel={**parallel, "mode": "sync"}), {})
+            refuse_impossible(configured(parallel=here), {})
 
     def test_the_workers_of_a_cluster_are_not_counted_here(self, gpus: Any) -> None:
         parallel = {"mode": "async", "cluster": {"address": "auto"}}
         with pytest.raises(ConfigError, match=r"parallel.workers: auto .* give their number"):
             refuse_impossible(configured(parallel=parallel), {})
-        assert refuse_impossible(configured(parallel={**parallel, "mode": "sync"}), {}).parallel.workers == 1
 
     def test_start_their_workers_themselves(self) -> None:
         refuse_other_launcher(configured(), "torchrun")
         with pytest.raises(ConfigError, match=r"parallel.mode: async starts .* torchrun started this"):
             refuse_other_launcher(configured(parallel={"mode": "async"}), "torchrun")
+
+
+class TestWhatIsSentToACluster:
+    def test_is_refused_where_no_cluster_could_run_it(self) -> None:
+        refuse_unsendable(configured(parallel={"mode": "async", "workers": 2}))
+        with pytest.raises(ConfigError, match=r"parallel.mode: mode sync does not run on Ray; start it with"):
+            refuse_unsendable(configured(parallel={"workers": 2}))
+        with pytest.raises(ConfigError, match=r"parallel.workers: auto .* give their number"):
+            refuse_unsendable(configured(parallel={"mode": "async"}))
+
+    def test_names_task_and_model_that_are_known_everywhere(self) -> None:
+        parallel = {"mode": "async", "workers": 2}
+        for wrong, key in (
+            ({"task": "digit"}, "task: unknown task 'digit'"),
+            ({"task_options": {"share": 1}}, "task_options.share: unknown option"),
+            ({"model": "gpt"}, "model.name: gpt does not fit"),
+        ):
+            with pytest.raises(ConfigError, match=f"^{key}"):
+                refuse_unsendable(configured(parallel=parallel, **wrong))
+
+    def test_may_need_data_and_code_that_are_not_here(self) -> None:
+        parallel = {"mode": "async", "workers": 2}
+        images = {"task": "images", "task_options": {"data_dir": "/nowhere/here"}}
+        refuse_unsendable(configured(parallel=parallel, **images))
+        refuse_unsendable(configured(parallel=parallel, task="nowhere.py:Own"))
+        refuse_unsendable(configured(parallel=parallel, model="nowhere.py:Own"))
 
 
 class TestRunDirectory:
