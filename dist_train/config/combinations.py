@@ -158,6 +158,9 @@ def _workers(parallel: Parallel, workers: int) -> Iterator[Contradiction]:
         text = f"{workers} workers cannot be cut into groups of {parallel.group_size}"
         yield _key("group_size"), f"{text}; make parallel.workers a multiple of {parallel.group_size}"
         return
+    if parallel.mode == "backup" and parallel.backups == "auto" and groups == 1:
+        text = "a single group leaves none to choose backups from; give at least"
+        yield _key("backups"), f"{text} {2 * parallel.group_size} parallel.workers, or set it to 0"
     if parallel.mode == "backup" and parallel.backups != "auto" and parallel.backups >= groups:
         text = f"{parallel.backups} of {groups} groups leave none whose gradients count"
         yield _key("backups"), f"{text}; give at most {groups - 1}"

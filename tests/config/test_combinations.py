@@ -43,6 +43,7 @@ ALLOWED: list[dict[str, Any]] = [
     SYNCHRONOUS,
     {**BACKUP, "backups": 5},
     {**BACKUP, "backups": "auto"},
+    {**BACKUP, "workers": 2, "backups": "auto"},
     {**BACKUP, "group_size": 3, "backups": 1},
     {**ASYNC, "group_size": 6},
     {**ASYNC, "aggregate": 6},
@@ -122,6 +123,20 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     (
         {**BACKUP, "group_size": 3, "backups": 2},
         ["backups: 2 of 2 groups leave none whose gradients count; give at most 1"],
+    ),
+    (
+        {**BACKUP, "workers": 1, "backups": "auto"},
+        [
+            "backups: a single group leaves none to choose backups from; give at least 2 parallel.workers, "
+            "or set it to 0"
+        ],
+    ),
+    (
+        {**BACKUP, "group_size": 6, "backups": "auto"},
+        [
+            "backups: a single group leaves none to choose backups from; give at least 12 parallel.workers, "
+            "or set it to 0"
+        ],
     ),
     (
         {**ASYNC, "aggregate": 7},
