@@ -69,7 +69,7 @@ class TorchCollective:
         if dist.get_rank() == 0:
             content.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
         dist.broadcast(content, 0)
-        return bytes(content.tolist())
+        return content.numpy().tobytes()
 
     def barrier(self) -> None:
         dist.barrier()

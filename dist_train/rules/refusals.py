@@ -55,7 +55,7 @@ class Refusals:
 
 def _blames(lease: Lease, refusals: int, step: int) -> str:
     return (
-        f"samples {lease.offset} to {lease.offset + lease.count - 1} in the order of epoch {lease.epoch} gave "
-        f"a gradient with NaN or infinity {refusals} times, to several workers, by step {step}, and other "
-        "samples did not; look for bad values in the training data. The last checkpoint is kept"
+        f"samples {lease.offset} to {lease.offset + lease.count - 1} in the order of epoch {lease.epoch} "
+        f"gave a gradient with NaN or infinity {refusals} times, to several workers, by step {step}, and "
+        "other samples did not; look for bad values in the training data. The last checkpoint is kept"
     )

@@ -44,6 +44,13 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Lend:
+    """Keep a copy of the newest version, however many follow it, for a member on another node to fetch."""
+
+    member: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Copy the whole state to area ``area`` of the coordinator's memory."""
 
@@ -60,7 +67,7 @@ class Load:
     scalars: dict[str, float]
 
 
-Command = Attach | TakeGradient | Apply | Hold | Snapshot | Load
+Command = Attach | TakeGradient | Apply | Hold | Lend | Snapshot | Load
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from dist_train.rules.decisions import (
     Take,
     Validated,
 )
-from dist_train.rules.messages import FIRST, Measured, Push, Reply
+from dist_train.rules.messages import FIRST, Measured, Push, Reply, Version
 from dist_train.runtime import children
 from dist_train.runtime.answers import Answers
 from dist_train.runtime.heart import leave_interrupts_to_the_conductor, redirect_output
@@ -199,6 +199,10 @@ class Coordinator:
         if found is not None and found.edition == unusable:
             self._pump.call_the_roll()
         return found
+
+    async def lend(self, member: int) -> Version | None:
+        """Have the shards keep a version that a member on another node has time to fetch; say which."""
+        return await self._pump.lend(member) if self._connected is not None else None
 
     async def held(self) -> tuple[Ref, Any]:
         """Return, for another node, the parameters held for a validation and the buffers' values."""

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from dist_train.rules.decisions import Action, Milestone, Step, Take
-from dist_train.rules.messages import Push
-from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Load, Snapshot, TakeGradient
+from dist_train.rules.messages import Push, Version
+from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Lend, Load, Snapshot, TakeGradient
 from dist_train.runtime.fleet import Fleet, ShardLost
 from dist_train.runtime.holdings import Kept
 from dist_train.runtime.letters import Copy, Sources, Want
@@ -36,6 +36,8 @@ class Entry:
     milestone: Milestone | None = None
     # The counts that belong to the state after this entry, which is then to be kept.
     kept: Kept | None = None
+    # What the shards had published when they had obeyed, unless this entry was given up.
+    published: Version | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -126,6 +128,13 @@ class Pump:
         entry = Entry([attach])
         self._put(entry)
         await entry.over.wait()
+
+    async def lend(self, member: int) -> Version | None:
+        """Have all shards keep one version for a member far away; None when it must ask again."""
+        entry = Entry([Lend(member)])
+        self._put(entry)
+        await entry.over.wait()
+        return entry.published
 
     async def keep_now(self) -> None:
         """Keep the state as it is; returns when there is a state that is kept."""
@@ -221,6 +230,7 @@ class Pump:
             run.applied(entry.step, [each.checksum for each in done])
             self._react(run.referee.applied(entry.step.version))
             self._react(run.reconsider_backups())
+        entry.published = run.referee.published
         if milestone is not None and milestone.log:
             run.log(milestone)
         if milestone is not None and milestone.save and area is not None and not run.referee.finished:

@@ -27,6 +27,8 @@ from dist_train.runtime.remote import ActorGone, Unreachable
 
 # How long a reader waits for a version before it asks whether a shard was replaced.
 LOOK_S = 0.2
+# How often the shards may overtake one who fetches from them, before they are asked to keep a version for it.
+OVERTAKEN = 3
 # What a read may meet while a shard is being replaced.
 _TRANSIENT = (NotPublished, SegmentGone, ActorGone, Unreachable)
 
@@ -111,7 +113,7 @@ class RemoteServer:
             if self._is_near:
                 readers = zip(self._readers, parts, strict=True)
                 return all(reader.read(version, part) for reader, part in readers)
-            return all(self._fetch(shard, version, part) is not None for shard, part in enumerate(parts))
+            return self._fetch_all(version, parts)
         self._find_sources(unusable=self._now.edition)
         return False
 
@@ -137,18 +139,30 @@ class RemoteServer:
         parts = [into[part.start : part.stop] for part in self._now.parts]
         if self._is_near:
             return read_all(self._readers, parts, at_least, LOOK_S)
-        deadline, last = time.monotonic() + LOOK_S, None
+        return self._read_from_afar(parts, at_least)
+
+    def _read_from_afar(self, parts: list[Tensor], at_least: Version) -> Version:
+        deadline, last, overtaken = time.monotonic() + LOOK_S, None, 0
         while time.monotonic() < deadline:
             version = self._fetch(0, None, parts[0])
             if version != last:
                 # The shards are at work; to fetch a large part may take longer than that.
                 deadline, last = time.monotonic() + LOOK_S, version
-            rest = range(1, len(parts))
             if version is None or version < at_least:
                 time.sleep(RETRY_S)
-            elif all(self._fetch(shard, version, parts[shard]) is not None for shard in rest):
-                return Version(*version)
+            elif self._fetch_all(version, parts, first=1):
+                return version
+            elif (overtaken := overtaken + 1) >= OVERTAKEN:
+                lent: Version | None = self._coordinator.keep_asking("lend", self._member)
+                if lent is not None and lent >= at_least and self._fetch_all(lent, parts):
+                    return lent
         raise NotPublished(f"version {at_least.number} (era {at_least.era}) has not come")
+
+    def _fetch_all(self, version: Version, parts: list[Tensor], first: int = 0) -> bool:
+        """Fetch a version from the shards number ``first`` and up; False when one has it no more."""
+        return all(
+            self._fetch(shard, version, parts[shard]) is not None for shard in range(first, len(parts))
+        )
 
     def _fetch(self, shard: int, version: Version | None, into: Tensor) -> Version | None:
         found = self._now.actors[shard].ask("read", version, timeout_s=self._timeout_s)

@@ -27,6 +27,7 @@ from dist_train.runtime.commands import (
     Command,
     Done,
     Hold,
+    Lend,
     Load,
     Snapshot,
     TakeGradient,
@@ -67,6 +68,8 @@ class ShardProcess:
         self._heart = Heart(coordinator, "shard", serial, 0)
         self._last = Done(0, {})
         self._members: dict[tuple[int, int], MemberMemory] = {}
+        # By member, a version that stays until it asks for another.
+        self._lent: dict[int, tuple[Version, Tensor]] = {}
         self._built: asyncio.Future[None] | None = None
         self._listener: Listener | None = None
 
@@ -120,6 +123,9 @@ class ShardProcess:
         """Return a version, or the newest, as an array for another node; None when it is gone."""
         wanted = version or self._reader.newest()
         into = torch.empty(len(self._blueprint.part))
+        for lent, values in self._lent.values():
+            if lent == wanted:
+                return lent, values.numpy()
         if wanted is None or not self._reader.read(wanted, into):
             return None
         return wanted, into.numpy()
@@ -137,6 +143,10 @@ class ShardProcess:
                     return checksum([self._writer.current()])
             case Hold():
                 self._held[self._part].copy_(self._writer.current())
+            case Lend():
+                newest = self._reader.newest()
+                assert newest is not None
+                self._lent[command.member] = newest, self._writer.current().clone()
             case Snapshot():
                 self._shard.export(self._state(self._areas[command.area], {}))
             case Load():

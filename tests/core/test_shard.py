@@ -226,9 +226,8 @@ class TestMean:
     @pytest.mark.parametrize("borrow", [True, False])
     def test_a_scaled_gradient_counts_less_and_weighs_as_much(self, borrow):
         shard = small_shard()
-        for member, (value, weight, scale) in enumerate(
-            [(8.0, 1.0, 0.5), (4.0, 2.0, 1.0), (-4.0, 5.0, 0.25)]
-        ):
+        pushed = [(8.0, 1.0, 0.5), (4.0, 2.0, 1.0), (-4.0, 5.0, 0.25)]
+        for member, (value, weight, scale) in enumerate(pushed):
             shard.take(member, full(value), weight, borrow=borrow, scale=scale)
         shard.step(1, 1.0)
         assert parameter(shard) == -(8 * 1 * 0.5 + 4 * 2 - 4 * 5 * 0.25) / 8

@@ -15,7 +15,7 @@ from dist_train.rules.messages import Push, Version
 from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
 from dist_train.runtime import pump as pumps
-from dist_train.runtime.commands import Apply, Attach, Command, Done, Load, Snapshot, TakeGradient
+from dist_train.runtime.commands import Apply, Attach, Command, Done, Lend, Load, Snapshot, TakeGradient
 from dist_train.runtime.holdings import Kept
 from dist_train.runtime.letters import Copy, Want
 from dist_train.runtime.memories import Memories
@@ -84,6 +84,7 @@ class PlainReferee:
     def __init__(self) -> None:
         self.admission = SimpleNamespace(version=Version(0, 0))
         self.terms = SimpleNamespace(rule=SimpleNamespace(read_own=True))
+        self.published = Version(0, 0)
         self.stopped = self.finished = False
         self.reports: list[tuple[str, Any]] = []
 
@@ -213,6 +214,28 @@ def play(story: Callable[[World], Coroutine[Any, Any, None]], copies: int = 1) -
 
     asyncio.run(whole())
     return world
+
+
+def test_a_member_far_away_is_lent_what_is_published_when_the_shards_have_kept_it() -> None:
+    async def story(world: World) -> None:
+        world.decide(1)
+        world.run.referee.published = Version(0, 1)
+        assert await world.pump.lend(3) == Version(0, 1)
+
+    world = play(story)
+    assert [type(command) for command in world.shards[0].obeyed][1:] == [TakeGradient, Apply, Lend]
+
+
+def test_nobody_is_lent_what_is_lost_with_a_shard() -> None:
+    async def story(world: World) -> None:
+        world.shards[0].ends_at = Apply
+        world.decide(1)
+        lent = asyncio.ensure_future(world.pump.lend(3))
+        await world.asked(1)
+        world.successor(7)
+        assert await lent is None
+
+    play(story)
 
 
 def test_updates_are_obeyed_in_order_and_reported() -> None:

@@ -20,7 +20,7 @@ from dist_train.rules.messages import Version
 from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
 from dist_train.runtime import shard_process
-from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Load, Snapshot, TakeGradient
+from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Lend, Load, Snapshot, TakeGradient
 from dist_train.runtime.holdings import Holdings
 from dist_train.runtime.ray_cluster import Actor
 from dist_train.runtime.remote import Process
@@ -87,7 +87,7 @@ class World:
 
     def update(self, number: int, memory: MemberMemory, gradient: float, incarnation: int = 0) -> Done:
         memory.gradients[0].fill_(gradient)
-        return self.obey(TakeGradient(0, incarnation, 0, 4.0, True), Apply(number, RATE, None))
+        return self.obey(TakeGradient(0, incarnation, 0, 4.0, 1.0, True), Apply(number, RATE, None))
 
     def after(self, step: float) -> Tensor:
         """Return the first parameters less ``step``; what lies between them stays as it is."""
@@ -134,7 +134,7 @@ class TestABatchOfCommands:
     def test_that_comes_twice_is_obeyed_once_and_answered_alike(self) -> None:
         world = World().begin()
         done = world.update(1, world.member(), 2.0)
-        repeated = (TakeGradient(0, 0, 0, 4.0, True), Apply(1, RATE, None))
+        repeated = (TakeGradient(0, 0, 0, 4.0, 1.0, True), Apply(1, RATE, None))
         assert world.shard.obey(world.index, repeated) == done
         assert world.reader.newest() == Version(0, 1)
         found = world.published(0, 1)
@@ -216,3 +216,21 @@ class TestAReaderOnAnotherNode:
 
     def test_hears_that_there_is_none_yet(self) -> None:
         assert World().shard.read(None) is None
+
+
+def test_a_version_that_is_lent_can_be_fetched_however_many_follow() -> None:
+    world = World().begin()
+    memory = world.member()
+    world.update(1, memory, 2.0)
+    lent = world.published(0, 1)
+    world.obey(Lend(3))
+    for number in range(2, 8):
+        world.update(number, memory, 2.0)
+    assert world.published(0, 1) is None
+    found = world.shard.read(Version(0, 1))
+    assert found is not None
+    assert found[0] == (0, 1)
+    assert torch.equal(torch.from_numpy(found[1]), lent)
+    # The member's next one takes its place.
+    world.obey(Lend(3))
+    assert world.shard.read(Version(0, 1)) is None
