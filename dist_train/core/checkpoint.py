@@ -5,6 +5,7 @@ A checkpoint is a folder ``step_00000200`` of safetensors and JSON files, nothin
     manifest.json                               what the checkpoint is, and size and SHA-256 of each file
     state.safetensors       state.json          the shared part: learnt, counted and chosen state
     rank_00003.safetensors  rank_00003.json     one worker's own part: random states, its own buffers
+    server.safetensors      server.json         what only a parameter server has
 
 How it gets there is in ``commit.py``.
 """
@@ -29,6 +30,8 @@ from dist_train.errors import TrainingError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SHARED = "state"
+# The part that only a parameter server has: its outer optimizer, mean squares, its counts.
+SERVER = "server"
 # What the name of a worker's own part begins with.
 OWN = "rank_"
 # An earlier checkpoint of the same step, kept until its successor is in place.
@@ -206,6 +209,15 @@ def summaries(directory: Path) -> list[Summary]:
         size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         lines.append(Summary(path, step, samples, size, problem))
     return lines
+
+
+def server_counts(path: Path) -> dict[str, Any]:
+    """Return what a parameter server had counted by a verified checkpoint; nothing where there was none."""
+    file = f"{SERVER}.json"
+    if file not in read_manifest(path).files:
+        return {}
+    counts: dict[str, Any] = json.loads((path / file).read_bytes())["counts"]
+    return counts
 
 
 def load_part(path: Path, name: str, device: torch.device | str = "cpu") -> Part:

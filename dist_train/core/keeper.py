@@ -17,6 +17,7 @@ from dist_train.core.checkpoint import (
     newest,
     rank_part,
     read_manifest,
+    server_counts,
     steps_in,
     verify,
 )
@@ -27,6 +28,7 @@ from dist_train.core.state import Counted, State
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.layout import CHECKPOINTS
 from dist_train.plan import Done, Plan, make_plan
+from dist_train.rules.ledger import carried
 from dist_train.rules.sampling import micro_batches, samples_in
 from dist_train.rules.schedule import Rewarm, learning_rate
 
@@ -106,6 +108,8 @@ def restore(state: State, origin: Path, rank: int, workers: int, seed: int) -> N
     """
     saved_by = read_manifest(origin).workers
     state.restore_shared(load_part(origin, SHARED))
+    if counts := server_counts(origin):
+        state.counted.carried = carried(counts, state.counted.cursor)
     own = load_part(origin, rank_part(rank % saved_by))
     if not state.restore_own(own, generators=saved_by == workers):
         seed_all(worker_seed(seed, rank, state.counted.samples))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dist_train import optimizers
 from dist_train.config import Config, schema
-from dist_train.core.checkpoint import SHARED, Part, load_part, rank_part, read_manifest
+from dist_train.core.checkpoint import SERVER, SHARED, Part, load_part, rank_part, read_manifest
 from dist_train.core.flat import (
     FlatState,
     Layout,
@@ -33,9 +33,6 @@ from dist_train.exchange.areas import Area, Vectors
 from dist_train.exchange.deposits import Deposit
 from dist_train.optimizers.outer import server_optimizer
 from dist_train.plan import group_count
-
-# The part of a checkpoint that only a parameter server has: its outer optimizer, mean squares, its counts.
-SERVER = "server"
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,7 @@ class ServerState:
         """Take a checkpoint of any mode; another number of members takes the buffers round about."""
         manifest = read_manifest(origin)
         self.state.restore_shared(load_part(origin, SHARED))
+        self.counts, self.state.counted.carried = self.state.counted.carried, {}
         for member in range(self.shape.members):
             rank = member * self.shape.group_size % manifest.workers
             own = load_part(origin, rank_part(rank))

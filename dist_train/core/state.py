@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class Counted:
     train_size: int | None = None
     # A validation was due at this update and has not come to its end.
     owes_validation: bool = False
+    # What a parameter server had counted, for the next one, and the cursor by then.
+    carried: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cursor(self) -> Cursor:

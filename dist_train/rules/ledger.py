@@ -1,7 +1,8 @@
 """The sample ledger: exactly how many times each sample of each epoch was trained.
 
 The places of an epoch's permutation are counted in stretches that were trained equally often, and epochs in
-a row that look alike are kept once. A run in order costs a few numbers however long it is.
+a row that look alike are kept once. A run in order costs a few numbers however long it is. What synchronous
+training has trained, which keeps no ledger, follows from the places where it began and ended.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+from dist_train.rules.sampling import Cursor, Position, Run
+
+BEGINNING = Cursor(Position(0, 0))
 
 
 class Stretch(NamedTuple):
@@ -36,12 +41,13 @@ class Alike:
 
 
 class Ledger:
-    """Counts the training of a set of ``train_size`` samples."""
+    """Counts the training of a set of ``train_size`` samples, once ``since`` samples have been trained."""
 
-    def __init__(self, train_size: int) -> None:
+    def __init__(self, train_size: int, since: int = 0) -> None:
         if train_size < 1:
             raise ValueError(f"a training set has at least one sample, not {train_size}")
         self.train_size = train_size
+        self.since = since
         self._alike: list[Alike] = []
 
     def trained(self, epoch: int, offset: int, count: int) -> None:
@@ -57,6 +63,31 @@ class Ledger:
         Raises ValueError, and changes nothing, where one of them was not trained.
         """
         self._change(epoch, offset, count, -1)
+
+    def trained_in_order(self, before: Cursor, after: Cursor) -> None:
+        """Count what training in order has trained between two places in the data.
+
+        Raises ValueError where ``after`` leaves something unfinished that was not to be trained.
+        """
+        for run in before.unfinished:
+            self.trained(run.epoch, run.offset, run.count)
+        position, end = before.position, after.position
+        while (position.epoch, position.offset) < (end.epoch, end.offset):
+            stop = end.offset if position.epoch == end.epoch else self.train_size
+            if position.offset < stop:
+                self.trained(position.epoch, position.offset, stop - position.offset)
+            position = end if position.epoch == end.epoch else Position(position.epoch + 1, 0)
+        for run in after.unfinished:
+            self.lost(run.epoch, run.offset, run.count)
+
+    @property
+    def samples(self) -> int:
+        """How many samples have been trained, those before the ledger began among them."""
+        return self.since + sum(
+            (alike.last - alike.first + 1) * stretch.times * (stretch.stop - stretch.start)
+            for alike in self._alike
+            for stretch in alike.epoch
+        )
 
     def report(self) -> dict[int, dict[int, int]]:
         """Return, for every epoch that was begun, how many samples were trained 0, 1, 2... times.
@@ -89,6 +120,7 @@ class Ledger:
         """Return the whole ledger as JSON's types, for a checkpoint."""
         return {
             "train_size": self.train_size,
+            "since": self.since,
             "epochs": [
                 [each.first, each.last, [list(stretch) for stretch in each.epoch]] for each in self._alike
             ],
@@ -97,7 +129,7 @@ class Ledger:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Ledger:
         """Read what ``to_state`` returned."""
-        ledger = cls(state["train_size"])
+        ledger = cls(state["train_size"], state.get("since", 0))
         ledger._alike = [
             Alike(first, last, tuple(Stretch(*stretch) for stretch in epoch))
             for first, last, epoch in state["epochs"]
@@ -140,6 +172,33 @@ class Ledger:
             one, two = self._alike[left], self._alike[left + 1]
             if one.last + 1 == two.first and one.epoch == two.epoch:
                 self._alike[left : left + 2] = [Alike(one.first, two.last, one.epoch)]
+
+
+def carried(counts: Mapping[str, Any], cursor: Cursor) -> dict[str, Any]:
+    """Return what a server has counted by ``cursor``, to be kept while the run trains in order."""
+    return {**counts, "cursor": asdict(cursor)}
+
+
+def ledger_at(counts: Mapping[str, Any], cursor: Cursor, samples: int, train_size: int) -> Ledger:
+    """Return the ledger of a run that has trained ``samples`` and goes on at ``cursor``.
+
+    ``counts`` are those that were saved with this state, ``carried`` here from an earlier one, or none.
+    Training in order is counted; where that does not make the samples there are (it has left some out, or
+    they are of another set), the ledger begins here.
+    """
+    saved = counts.get("ledger")
+    ledger = Ledger(train_size) if saved is None else Ledger.from_state(saved)
+    if ledger.train_size != train_size:
+        return Ledger(train_size, since=samples)
+    if saved is None:
+        ledger.trained_in_order(BEGINNING, cursor)
+    elif "cursor" in counts:
+        ledger.trained_in_order(_cursor(counts["cursor"]), cursor)
+    return ledger if ledger.samples == samples else Ledger(train_size, since=samples)
+
+
+def _cursor(saved: Mapping[str, Any]) -> Cursor:
+    return Cursor(Position(**saved["position"]), tuple(Run(**run) for run in saved["unfinished"]))
 
 
 def changed(epoch: Epoch, start: int, stop: int, by: int) -> Epoch:

@@ -20,9 +20,10 @@ from dist_train.plan import Plan, group_count, groups, make_plan, samples_per_up
 from dist_train.rules.arrivals import Arrivals
 from dist_train.rules.backups import Choice
 from dist_train.rules.decisions import Action, Milestone, Step, Validated
-from dist_train.rules.ledger import Ledger
+from dist_train.rules.ledger import Ledger, ledger_at
 from dist_train.rules.messages import Push
 from dist_train.rules.referee import Referee, Start
+from dist_train.rules.sampling import Cursor
 from dist_train.rules.schedule import learning_rate
 from dist_train.runtime.holdings import Holdings, Kept
 from dist_train.runtime.letters import Hello, Order
@@ -113,7 +114,7 @@ class ServerRun:
         scene = Scene(order.device, parameters, order.started_by, order.attempt)
         announce(self._book, config, plan, scene, order.run_dir, counted, self._origin, rescaled)
         saved = self.holdings.server.counts
-        ledger = Ledger.from_state(saved["ledger"]) if saved.get("ledger") else Ledger(hello.train_size)
+        ledger = ledger_of(saved, self._kept_start(), hello.train_size)
         tally = Tally.from_state(saved["tally"]) if saved.get("tally") else Tally()
         before = await asyncio.to_thread(earlier, order.run_dir, counted.updates)
         course = Course(self._book, config, order.workers, order.attempt, before)
@@ -302,8 +303,7 @@ class ServerRun:
         """Write down what a lost shard cost."""
         step = self.referee.admission.version.number
         lost = step - kept.start.updates
-        saved = kept.counts.get("ledger")
-        ledger = Ledger.from_state(saved) if saved else Ledger(self.plan.train_size)
+        ledger = ledger_of(kept.counts, kept.start, self.plan.train_size)
         event = {
             "event": "rolled_back",
             "shard": shard,
@@ -324,7 +324,10 @@ class ServerRun:
             weights = run_dir / WEIGHTS
             self.holdings.write_weights(weights)
         self.holdings.finish(self._keeper, lambda: None)
-        extras: dict[str, Any] = {"ledger": self.records.ledger.summary()}
+        ledger = self.records.ledger
+        extras: dict[str, Any] = {"ledger": ledger.summary()}
+        if ledger.since:
+            extras["ledger_since"] = ledger.since
         if self._choice is not None:
             extras["backups"] = self._choice.record()
         resume = f"dist-train run {run_dir / CONFIG} --run-dir {run_dir}" if status == "interrupted" else None
@@ -336,3 +339,8 @@ class ServerRun:
     def close(self) -> None:
         """Close the book, from the thread that writes in it: what comes later is not written."""
         self._book.close()
+
+
+def ledger_of(counts: Mapping[str, Any], start: Start, train_size: int) -> Ledger:
+    """Return the ledger of a state that has these counts."""
+    return ledger_at(counts, Cursor(start.position, start.unfinished), start.samples, train_size)

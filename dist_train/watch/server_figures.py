@@ -117,7 +117,8 @@ def server_outcome(summary: Mapping[str, Any]) -> dict[str, str]:
     if backups := summary.get("backups"):
         rows["backups"] = backups["why"]
     if ledger := summary.get("ledger"):
-        rows["samples trained"] = ledger_text(ledger)
+        since = summary.get("ledger_since")
+        rows["samples trained"] = ledger_text(ledger) + (f" (after the first {since:,})" if since else "")
     return rows
 
 

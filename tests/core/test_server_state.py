@@ -13,12 +13,13 @@ import toys
 from torch.distributed import HashStore
 from worker_group import Seat
 
-from dist_train.core.checkpoint import load_part
-from dist_train.core.server_state import SERVER
+from dist_train.core.checkpoint import SERVER, load_part
 from dist_train.exchange.areas import areas
 from dist_train.exchange.baton import in_step, one_by_one, seeded
 from dist_train.exchange.segments import Segment
+from dist_train.rules.ledger import Ledger
 from dist_train.rules.sampling import samples_in
+from dist_train.runtime.server_run import ledger_of
 
 # 46 samples: in updates of 8 or 12, runs pass the end of an epoch with a short one after 6 and after 4.
 UPDATES = 8
@@ -212,6 +213,23 @@ class TestOtherModes:
         assert set(part.tensors) == {"outer.momentum_buffer"}
         assert part.tensors["outer.momentum_buffer"].any()
         assert load_part(path, "state").values["counted"]["updates"] == 3
+
+    def test_counts_come_through_a_synchronous_phase(self, run, tmp_path):
+        parallel = {"mode": "async", "workers": 3}
+        found = run(parallel, optimizer=ADAM).go_to(5, one_by_one())
+        ledger = Ledger(hand.SIZE)
+        for epoch, place in places(found):
+            ledger.trained(epoch, place, 1)
+        found.server.counts = {"ledger": ledger.to_state(), "tally": {"gradients": 5}}
+        found.save(tmp_path)
+        for stop_at in (7, 9):
+            assert self.sync(tmp_path, 12, stop_at) == 75
+        back = run(parallel, optimizer=ADAM, origin=tmp_path / "checkpoints" / "step_00000009")
+        assert back.server.counts["tally"] == {"gradients": 5}
+        now = ledger_of(back.server.counts, back.start, hand.SIZE)
+        samples = 9 * 4
+        assert now.summary() == [{"epochs": [0, 0], "samples": {"0": hand.SIZE - samples, "1": samples}}]
+        assert load_part(back.save(tmp_path), "state").values["counted"]["carried"] == {}
 
     def test_counts_come_back_as_they_were(self, run, tmp_path):
         found = run(MODES["async"], optimizer=ADAM).go_to(3)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_train.rules.ledger import Ledger
+from dist_train.rules.ledger import Ledger, carried, ledger_at
+from dist_train.rules.sampling import Cursor, Position, Run, advance, draw
 
 SIZE = 12
 runs = st.tuples(
@@ -103,6 +104,67 @@ class TestSummary:
         ledger.trained(0, 0, 10)
         ledger.trained(2, 0, 10)
         assert [entry["epochs"] for entry in ledger.summary()] == [[0, 0], [2, 2]]
+
+
+class TestAfterTrainingInOrder:
+    """Of synchronous training only the cursor and the number of samples are known."""
+
+    @staticmethod
+    def trained(cursor: Cursor, batches: list[int]) -> tuple[list[Run], Cursor]:
+        """Return what synchronous training in these batches takes, and the cursor after it."""
+        runs: list[Run] = []
+        for batch in batches:
+            runs += draw(cursor, SIZE, batch, "keep").runs
+            cursor = advance(cursor, SIZE, batch, "keep")
+        return runs, cursor
+
+    def test_all_before_the_cursor_was_trained_once_but_the_unfinished(self) -> None:
+        cursor = Cursor(Position(2, 7), (Run(1, 8, 2), Run(2, 0, 3)))
+        assert ledger_at({}, cursor, 22, 10).report() == {0: {1: 10}, 1: {0: 2, 1: 8}, 2: {0: 6, 1: 4}}
+
+    def test_nothing_was_trained_before_the_beginning(self) -> None:
+        assert ledger_at({}, Cursor(Position(0, 0)), 0, 10).report() == {}
+
+    def test_a_ledger_of_this_very_state_is_as_it_was(self) -> None:
+        ledger = Ledger(10)
+        ledger.trained(0, 4, 3)
+        cursor = Cursor(Position(0, 7), (Run(0, 0, 4),))
+        counts = {"ledger": ledger.to_state()}
+        assert ledger_at(counts, cursor, 3, 10).to_state() == ledger.to_state()
+
+    @given(st.lists(st.integers(1, SIZE), max_size=20), st.lists(st.integers(1, SIZE), max_size=20))
+    def test_an_earlier_ledger_goes_on_as_if_it_had_counted_all_along(
+        self, first: list[int], second: list[int]
+    ) -> None:
+        unfinished = (Run(0, 5, 2), Run(0, 1, 3))
+        ledger = Ledger(SIZE)
+        for run in (Run(0, 0, 1), Run(0, 4, 1)):
+            ledger.trained(run.epoch, run.offset, run.count)
+        counts, cursor = {"ledger": ledger.to_state()}, Cursor(Position(0, 7), unfinished)
+        for batches in (first, second):
+            counts = json.loads(json.dumps(carried(counts, cursor)))
+            runs, cursor = self.trained(cursor, batches)
+            for run in runs:
+                ledger.trained(run.epoch, run.offset, run.count)
+            found = ledger_at(counts, cursor, ledger.samples, SIZE)
+            assert found.report() == ledger.report()
+            counts = {"ledger": found.to_state()}
+
+    @pytest.mark.parametrize(("samples", "size"), [(18, 10), (20, 8)])
+    def test_where_samples_were_left_out_or_of_another_set_it_begins_here_and_says_so(
+        self, samples: int, size: int
+    ) -> None:
+        before = Ledger(10)
+        before.trained(0, 0, 10)
+        counts, cursor = (
+            carried({"ledger": before.to_state()}, Cursor(Position(1, 0))),
+            Cursor(Position(2, 0)),
+        )
+        ledger = ledger_at(counts, cursor, samples, size)
+        assert (ledger.since, ledger.report()) == (samples, {})
+        ledger.trained(2, 0, 3)
+        later = Ledger.from_state(json.loads(json.dumps(ledger.to_state())))
+        assert (later.since, later.samples) == (samples, samples + 3)
 
 
 class TestMemory:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import server_runs
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
+from worker_group import Seat
 
-from dist_train.errors import Mismatch
+from dist_train.config.schema import Config
+from dist_train.errors import INTERRUPTED, Mismatch
 from dist_train.rules.decisions import Answer, Step
 from dist_train.rules.ledger import Ledger
 from dist_train.rules.messages import Push
@@ -25,6 +29,15 @@ from dist_train.runtime.server_run import ServerRun
 SAMPLES = 16
 
 
+def config_of(parallel: dict[str, Any]) -> Config:
+    return server_runs.config_of(
+        parallel=parallel,
+        task_options={"size": SAMPLES, "norm": "batch"},
+        train={"steps": 8, "batch_size": 4},
+        validation={"every_steps": 100},
+    )
+
+
 @dataclass
 class World:
     """A run of two members in ``run_dir``, up to the first greeting."""
@@ -32,12 +45,7 @@ class World:
     run_dir: Path
 
     def __post_init__(self) -> None:
-        config = server_runs.config_of(
-            parallel={"mode": "async", "workers": 2},
-            task_options={"size": SAMPLES, "norm": "batch"},
-            train={"steps": 8, "batch_size": 4},
-            validation={"every_steps": 100},
-        )
+        config = config_of({"mode": "async", "workers": 2})
         self.run = ServerRun(Order(config, self.run_dir, "auto", 0, 2, "launcher", "cpu"))
         self.run.prepare()
         self.area, self.kept = self.run.begin()
@@ -241,3 +249,38 @@ def test_what_a_snapshot_holds_counts_what_was_trained_by_then(tmp_path: Path) -
         ]
 
     play(tmp_path, story)
+
+
+class TestAfterASynchronousPhase:
+    @staticmethod
+    def sync(run_dir: Path, until: int) -> None:
+        one = config_of({"mode": "sync", "workers": 1})
+        assert runs.run(Seat(0, 1, HashStore()), one, run_dir, until) == INTERRUPTED
+
+    @staticmethod
+    def one_update(run_dir: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        async def story(world: World) -> None:
+            await world.meet()
+            world.update()
+            found.update(world.finish("interrupted"))
+
+        play(run_dir, story)
+        return found
+
+    def test_the_ledger_holds_what_was_trained_in_it(self, tmp_path: Path) -> None:
+        self.sync(tmp_path, until=2)
+        summary = self.one_update(tmp_path)
+        assert summary["ledger"] == [{"epochs": [0, 0], "samples": {"0": 4, "1": 12}}]
+        assert "ledger_since" not in summary
+
+    def test_nothing_is_lost_of_what_was_counted_before_it(self, tmp_path: Path) -> None:
+        self.one_update(tmp_path)
+        self.sync(tmp_path, until=6)
+        summary = self.one_update(tmp_path)
+        assert summary["gradients"]["applied"] == 2
+        assert summary["ledger"] == [
+            {"epochs": [0, 0], "samples": {"1": SAMPLES}},
+            {"epochs": [1, 1], "samples": {"0": 4, "1": 12}},
+        ]

@@ -144,6 +144,10 @@ class TestOutcome:
             "samples trained": "epochs 0 to 1: 1,437 once",
         }
 
+    def test_says_from_where_on_the_ledger_counts(self) -> None:
+        summary = {"ledger": [{"epochs": [2, 2], "samples": {"1": 9}}], "ledger_since": 1200}
+        assert server_outcome(summary) == {"samples trained": "epoch 2: 9 once (after the first 1,200)"}
+
     def test_has_none_for_a_synchronous_run_and_for_nothing(self) -> None:
         assert server_outcome({"status": "done", "workers": 2}) == {}
         nothing: dict[str, Any] = {"waiting": {"quorum": 0.0}, "lost_updates": 0, "ledger": []}
