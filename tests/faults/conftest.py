@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ SETTINGS: dict[str, Any] = {
 class Program:
     """The program in a folder of its own; every process that it starts inherits a mark to be found by."""
 
+    # What a run to the end may take, on a busy machine.
+    patience_s = 90.0
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run_dir = folder / "run"
@@ -43,11 +46,15 @@ class Program:
         name, value = self._mark.split("=", 1)
         self.environment = {**kept, name: value, "OMP_NUM_THREADS": "1"}
 
-    def start(self, *arguments: str, run_dir: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, run_dir: Path | None = None, before: Sequence[str] = (), **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start the program; ``before`` is a command that starts it with the arguments that follow."""
         given = ["--run-dir", str(run_dir or self.run_dir)]
         marks = f"task_options.marks={self.folder}"
+        program = (sys.executable, "-m", "dist_train", "run", str(self._config))
         return subprocess.Popen(
-            [sys.executable, "-m", "dist_train", "run", str(self._config), marks, *arguments, *given],
+            [*before, *program, marks, *arguments, *given],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -58,7 +65,7 @@ class Program:
     def run(self, *arguments: str, run_dir: Path | None = None, **variables: str) -> tuple[int, str]:
         """Run to the end; return the exit status and what a person sees."""
         process = self.start(*arguments, run_dir=run_dir, **variables)
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=self.patience_s)
         return process.returncode, output
 
     def processes(self) -> list[psutil.Process]:

@@ -22,7 +22,7 @@ class Counting(Task):
     batch has the sum of the batch's unit vectors as its gradient, in whole numbers.
 
     ``poison`` is a sample whose loss is not a number, ``always`` or only once; ``broken`` has every loss
-    raise. ``pace_s`` slows every gradient.
+    raise. ``pace_s`` slows every gradient, until there is a file ``hurry`` in ``marks``.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Counting(Task):
         self._poison, self._always = poison, always
         self._broken = broken
         self._mark = Path(marks) / "poisoned"
+        self._hurry = Path(marks) / "hurry"
 
     def model(self) -> nn.Module:
         counts = nn.Linear(SAMPLES, 1, bias=False)
@@ -54,7 +55,8 @@ class Counting(Task):
         predictions = model(inputs)
         loss = predictions.mean()
         if model.training:
-            time.sleep(self._pace_s)
+            if self._pace_s and not self._hurry.exists():
+                time.sleep(self._pace_s)
             self._fail()
             if self._is_poisoned(inputs):
                 loss = loss * float("nan")

@@ -34,6 +34,8 @@ SETTINGS: dict[str, Any] = {
 class ServerProgram(Program):
     """The program, with its processes found by the logs that they write."""
 
+    patience_s = 150.0
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._config.write_text(yaml.safe_dump(SETTINGS))
@@ -68,6 +70,10 @@ class ServerProgram(Program):
             if os.path.realpath(f"/proc/{process.pid}/fd/1") == log and _is_leader(process.pid, log)
         ]
 
+    def hurry(self) -> None:
+        """Let a run that was slowed by ``task_options.pace_s`` come to its end."""
+        (self.folder / "hurry").touch()
+
     def strike(self, name: str, number: signal.Signals) -> int:
         """Send a signal to one of the processes called ``name``, the first started; return its id."""
         pid = min(self.find(name))
@@ -90,7 +96,10 @@ def output_of(process: subprocess.Popen[str], seconds: float = 90) -> str:
     return output
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _is_leader(pid: int, log: str) -> bool:
     # Data loaders share the log of their worker.
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return os.path.realpath(f"/proc/{parent}/fd/1") != log
+    return os.path.realpath(f"/proc/{parent(pid)}/fd/1") != log

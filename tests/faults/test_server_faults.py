@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from dist_train.replay import replay
 from tests.faults.conftest import eventually
 from tests.faults.counting_task import SAMPLES
-from tests.faults.server_program import SETTINGS, ServerProgram, output_of
+from tests.faults.server_program import ServerProgram, output_of, parent
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
+# Slow enough for things to happen; until ``hurry``.
 PACE = "task_options.pace_s=0.1"
 
 
@@ -43,13 +47,19 @@ def came_back(server: ServerProgram, member: int) -> bool:
     return any(each["member"] == member and each["incarnation"] > 0 for each in gradients)
 
 
+def made_again(server: ServerProgram) -> None:
+    """What is left is what the log leads to: the same losses, checksums and last parameters, bit for bit."""
+    server.hurry()
+    line = replay(server.run_dir)
+    assert re.search(r"[1-9]\d* of them checked: the parameters are those of .*, bit for bit$", line), line
+
+
 def test_lost_workers_and_a_lost_shard_are_replaced_and_nothing_is_trained_twice(
     server: ServerProgram,
 ) -> None:
     """One run meets a NaN, a killed worker, a frozen one, a killed shard, and Ctrl-C in the terminal."""
-    process = server.start(
-        PACE, "task_options.poison=7", "train.epochs=20", "parallel.server.snapshot_every=10"
-    )
+    settings = (PACE, "task_options.poison=7", "parallel.server.snapshot_every=10")
+    process = server.start(*settings, "train.epochs=20")
     server.sees(lambda: len(server.named("update")) >= 10, 120)
 
     server.strike("rank_00001", signal.SIGKILL)
@@ -86,19 +96,21 @@ def test_lost_workers_and_a_lost_shard_are_replaced_and_nothing_is_trained_twice
     (to_continue,) = (line for line in output.splitlines() if line.startswith("to continue"))
     assert f"--run-dir {server.run_dir}" in to_continue
 
+    server.hurry()
     epochs = 1 + server.summary["samples"] // SAMPLES
-    status, output = server.run(f"train.epochs={epochs}")
+    status, output = server.run(*settings, f"train.epochs={epochs}")
     assert status == 0, output
     assert server.counts == {float(epochs): SAMPLES}
     assert server.summary["ledger"] == [{"epochs": [0, epochs - 1], "samples": {"1": SAMPLES}}]
+    made_again(server)
 
 
 def test_with_second_copies_nothing_is_lost_and_without_its_coordinator_a_run_begins_again(
     server: ServerProgram,
 ) -> None:
     """One bounded run loses both first copies of its shard in turn, its coordinator, and its conductor."""
-    bounded = ("parallel.mode=bounded", "parallel.max_staleness=2", "parallel.server.copies=2")
-    process = server.start(PACE, *bounded, "train.epochs=40")
+    bounded = (PACE, "parallel.mode=bounded", "parallel.max_staleness=2", "parallel.server.copies=2")
+    process = server.start(*bounded, "train.epochs=40")
     server.sees(lambda: len(server.named("update")) >= 10, 120)
     server.strike("shard_000", signal.SIGKILL)
     server.sees(lambda: server.named("shard_copy_lost"), 10)
@@ -122,12 +134,14 @@ def test_with_second_copies_nothing_is_lost_and_without_its_coordinator_a_run_be
     output_of(process)
     assert eventually(lambda: not server.processes(), seconds=10)
 
+    server.hurry()
     done = server.named("update")[-1]["step"] * 4
     epochs = 1 + done // SAMPLES
     status, output = server.run(*bounded, f"train.epochs={epochs}")
     assert status == 0, output
     assert "resumed from" in output
     assert server.counts == {float(epochs): SAMPLES}
+    made_again(server)
 
 
 def test_a_group_restarts_as_a_unit_and_the_quorum_follows(server: ServerProgram) -> None:
@@ -148,6 +162,7 @@ def test_a_group_restarts_as_a_unit_and_the_quorum_follows(server: ServerProgram
     output = output_of(process)
     assert process.returncode == 75, output
     assert "worker 3 was killed" in output
+    made_again(server)
 
 
 @pytest.mark.parametrize(
@@ -171,17 +186,28 @@ def test_what_no_restart_can_mend_ends_the_run_at_once(
     assert output.count("is replaced in") <= 2
 
 
-def test_lost_messages_cost_neither_gradients_nor_time(server: ServerProgram) -> None:
+def test_lost_messages_cost_no_gradients_when_workers_are_killed_and_frozen_as_well(
+    server: ServerProgram,
+) -> None:
     """Ray loses a fifth of all requests and of all answers: what is applied is what was acknowledged."""
     calls = "CoreWorkerService.grpc_client.PushTask"
     losses = json.dumps({calls: {"num_failures": -1, "req_failure_prob": 20, "resp_failure_prob": 20}})
-    # All that is said goes through Ray, gradients and commands to the shards included.
-    process = server.start("train.epochs=2", "parallel.server.direct=false", RAY_testing_rpc_failure=losses)
+    # All that is said goes through Ray, gradients, commands to the shards and heartbeats included.
+    lossy = ("parallel.server.direct=false", "recovery.frozen_after_s=5", "task_options.pace_s=0.3")
+    process = server.start(*lossy, "train.epochs=6", RAY_testing_rpc_failure=losses)
+    server.sees(lambda: len(server.named("update")) >= 10, 120)
+    server.strike("rank_00001", signal.SIGKILL)
+    server.sees(lambda: came_back(server, 1), 90)
+    server.strike("rank_00000", signal.SIGSTOP)
+    server.sees(lambda: came_back(server, 0), 90)
+    server.hurry()
     output = output_of(process, 150)
     assert process.returncode == 0, output
-    assert server.counts == {2.0: SAMPLES}
-    assert server.summary["wall_s"] < 60
-    assert "is replaced" not in output
+    assert server.counts == {6.0: SAMPLES}
+    # Nobody else was taken for lost.
+    assert [event["rank"] for event in server.named("failure")] == [1, 0]
+    assert server.summary["gradients"]["applied"] == 6 * SAMPLES // 4
+    made_again(server)
 
 
 NODES = """
@@ -198,38 +224,47 @@ sys.exit(status)
 """
 
 
-def test_members_on_another_node_send_what_they_computed_and_from_what(
-    server: ServerProgram, tmp_path: Path
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder for a cluster, with a token; paths of sockets must be short."""
+    with TemporaryDirectory(prefix="dist-train-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        (home / "ray").mkdir()
+        (home / "token").write_text("0" * 64)
+        yield home
+
+
+def test_members_on_another_node_send_what_they_computed_and_are_replaced(
+    server: ServerProgram, home: Path
 ) -> None:
     """Three workers and a server of two CPUs on two nodes of three. With strength 0 the count is exact."""
-    config = tmp_path / "nodes.json"
-    settings = {**SETTINGS, "train": {**SETTINGS["train"], "epochs": 2}}
     damping = {"kind": "delay_compensated", "variant": "constant", "strength": 0.0}
-    settings["parallel"] = {**SETTINGS["parallel"], "workers": 3, "damping": damping}
-    config.write_text(json.dumps(settings))
-    home = Path("/tmp") / f"dist-train-nodes-{os.getpid()}"
-    home.mkdir(mode=0o700)
-    token = home / "token"
-    token.write_text("0" * 64)
-    command = [sys.executable, "-m", "dist_train", "run", str(config), "--run-dir", str(server.run_dir)]
-    variables = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    answer = subprocess.run(
-        [sys.executable, "-c", NODES, str(home), *command],
-        env={**server.environment, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
+    process = server.start(
+        "parallel.workers=3",
+        f"parallel.damping={json.dumps(damping)}",
+        "train.epochs=8",
+        "task_options.pace_s=0.3",
+        before=(sys.executable, "-c", NODES, str(home)),
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(home / "token"),
+        RAY_TMPDIR=str(home),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     )
-    subprocess.run(["rm", "-r", str(home)], check=True)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert server.counts == {2.0: SAMPLES}
+    server.sees(lambda: len(server.named("update")) >= 20, 150)
+    (coordinator,) = server.find("coordinator")
+    far = [rank for rank in range(3) if parent(server.find(f"rank_{rank:05}")[0]) != parent(coordinator)]
+    assert len(far) == 2
+    server.strike(f"rank_{far[0]:05}", signal.SIGKILL)
+    server.sees(lambda: came_back(server, far[0]), 90)
+    server.hurry()
+    output = output_of(process)
+    assert process.returncode == 0, output
+    assert f"worker {far[0]} was killed" in output
+    assert server.counts == {8.0: SAMPLES}
+    assert server.summary["ledger"] == [{"epochs": [0, 7], "samples": {"1": SAMPLES}}]
     members = {each["member"] for event in server.named("update") for each in event["gradients"]}
     assert members == {0, 1, 2}
+    made_again(server)
 
 
 def test_a_run_goes_on_in_another_mode(server: ServerProgram) -> None:
