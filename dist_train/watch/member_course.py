@@ -36,6 +36,10 @@ class MemberCourse:
         self._samples += samples
         self._last_samples = samples
 
+    def forget_times(self) -> None:
+        """Take note that its process is gone: nobody waits for what it does in a step."""
+        self.times = NOTHING
+
     def figures(self, now: float, window_s: float) -> WorkerFigures:
         """Return the figures of a window of ``window_s`` seconds that ends ``now``."""
         if self._samples:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -148,7 +149,9 @@ class JsonLines:
             ) from error
 
     def close(self) -> None:
-        self._file.close()
+        # Every line that was not written has been told of: nothing else is left.
+        with suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

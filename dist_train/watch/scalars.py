@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Scalars:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            # What was not written is told already, and a full disk is full here too.
+            with suppress(OSError):
+                self._file.close()
         self._file, self._off = None, True
 
     def _add(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -133,8 +136,13 @@ class EventFile:
         number = sum(1 for _ in directory.glob("events.out.tfevents.*"))
         host, process = socket.gethostname(), os.getpid()
         name = f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{host}.{process}"
-        self._writer: Any = RecordWriter((directory / name).open("xb"))
-        self._write(file_version="brain.Event:2")
+        # Without a buffer nothing is left to be written when it is closed on a full disk.
+        self._writer: Any = RecordWriter((directory / name).open("xb", buffering=0))
+        try:
+            self._write(file_version="brain.Event:2")
+        except OSError:
+            self.close()
+            raise
 
     def start_again(self, step: int) -> None:
         """Hide what files before this one hold from ``step`` on."""

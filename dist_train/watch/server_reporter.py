@@ -134,6 +134,9 @@ class ServerReporter:
             self._members[lease.member].dropped += 1
         elif lease.outcome == "refused":
             self.tally.refused += 1
+        elif lease.outcome == "ended":
+            # Its successor is not as slow as the last gradient of a process that was about to end.
+            self._members[lease.member].forget_times()
 
     def blamed(self, member: int, push: Push | None) -> str:
         """Name the workers of a gradient that is not finite and, of a group, those whose loss was not."""

@@ -192,8 +192,7 @@ def test_a_full_disk_names_the_file() -> None:
     lines = JsonLines(Path("/dev/full"))
     with pytest.raises(TrainingError, match="/dev/full: cannot be written"):
         lines.write({"step": 0})
-    with pytest.raises(OSError, match="No space"):
-        lines.close()
+    lines.close()
 
 
 def write_lines(path: Path, numbers: list[int]) -> None:

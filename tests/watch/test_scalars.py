@@ -6,6 +6,7 @@ import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -148,6 +149,22 @@ def test_a_place_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> Non
     scalars.train(train_line(10, 2.5))
     scalars.train(train_line(20, 2.5))
     assert len(warnings) == 1
+
+
+def test_a_full_disk_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", buffering: int = -1) -> Any:
+        return opened(Path("/dev/full"), "wb", buffering) if mode == "xb" else opened(path, mode, buffering)
+
+    monkeypatch.setattr(Path, "open", full)
+    warnings: list[str] = []
+    scalars = Scalars(tmp_path, warnings.append)
+    scalars.train(train_line(10, 2.5))
+    scalars.train(train_line(20, 2.5))
+    scalars.close()
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]
 
 
 def test_scalars_that_are_switched_off_have_the_same_verbs() -> None:

@@ -236,6 +236,15 @@ class TestStraggler:
         assert (event["rank"], event["phase"], event["step"]) == (2, "backward", 3)
         assert event["warning"].startswith("workers 2-3 are 3.0 times slower than the others")
 
+    def test_is_nobody_whose_process_is_gone(self) -> None:
+        run = Rehearsal()
+        run.apply((run.push(1, seconds={**SECONDS, "backward": 2.5}), 0))
+        run.give_back(1, "ended")
+        for _ in range(4):
+            run.apply(*((run.push(member), 0) for member in (0, 2, 3)))
+            run.line()
+        assert run.book.named("straggler") == []
+
 
 class TestSummary:
     def test_has_the_keys_of_the_tally_and_those_of_the_caller(self) -> None:
