@@ -6,9 +6,10 @@
 # ADDRESS     Ray's dashboard on the cluster's head (http://127.0.0.1:8265, for instance an SSH tunnel to it)
 # TOKEN_FILE  the file with the cluster's token (~/.ray/auth_token)
 #
-# The cluster, on each of its machines, dist_train installed and the same token file in place:
+# The cluster, on each of its machines, dist_train installed and the same token file in place (ray get-auth-token
+# --generate makes ~/.ray/auth_token; copy it, readable by its owner alone, before you export where it is):
 #
-#   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/etc/ray/token    # ray get-auth-token --generate makes one
+#   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/etc/ray/token
 #   ray start --head --port 6379                                     # on the head
 #   ray start --address head:6379                                    # on the others
 #
