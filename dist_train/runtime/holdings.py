@@ -114,6 +114,12 @@ class Holdings:
         parameters, statistics = self._held
         return parameters.numpy(), statistics.numpy()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether an area may be written that does not hold the newest state; if not, wait for the save."""
+        newest = self.newest()
+        return newest is None or any(area not in (self.saving, newest[0]) for area in range(AREAS))
+
     def next_area(self) -> int:
         """Return the area to be written next, whose content counts no more: the older one."""
         steps = [-1 if kept is None else kept.start.updates for kept in self._kept]

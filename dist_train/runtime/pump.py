@@ -36,6 +36,8 @@ class Entry:
     milestone: Milestone | None = None
     # The counts that belong to the state after this entry, which is then to be kept.
     kept: Kept | None = None
+    # It is to be kept only if there still are new copies of shards to begin from it.
+    for_newcomers: bool = False
     # What the shards had published when they had obeyed, unless this entry was given up.
     published: Version | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -100,13 +102,19 @@ class Pump:
         self._entry.takes.append(push)
 
     def step(self, step: Step) -> None:
-        """Queue an update; the last of all is kept with it, since no member comes back after it."""
+        """Queue an update.
+
+        The last of all is kept with it, since no member comes back after it. So is one after which new copies
+        of shards begin: its state is written for them anyway, over an older one.
+        """
         if self._entry.step is not None:
             self.close_entry()
         self._entry.commands.append(Apply(step.version.number, step.rate, step.momentum))
         self._entry.step = step
-        if self._run.referee.finished and step.version == self._run.referee.admission.version:
+        referee = self._run.referee
+        if (referee.finished or self._newcomers) and step.version == referee.admission.version:
             self._entry.kept = self._run.mark_now()
+            self._entry.for_newcomers = not referee.finished
 
     def milestone(self, milestone: Milestone) -> None:
         """Queue what is due after the update queued last."""
@@ -115,7 +123,7 @@ class Pump:
         if milestone.hold:
             entry.commands.append(Hold())
         if milestone.save or milestone.snapshot:
-            entry.kept = self._run.mark(milestone)
+            entry.kept, entry.for_newcomers = self._run.mark(milestone), False
 
     def close_entry(self) -> None:
         """Let what was queued belong together."""
@@ -152,7 +160,7 @@ class Pump:
             self._put(Entry())
 
     def admit(self, copy: Copy) -> None:
-        """Take a successor into service: at once if all wait for it, else after the next update.
+        """Take a successor into service: at once if all wait for it, else after the next update decided on.
 
         A second copy begins from a snapshot made between two updates, where none is half taken.
         """
@@ -194,20 +202,22 @@ class Pump:
 
     async def _obey(self, entry: Entry) -> None:
         holdings, commands = self._run.holdings, list(entry.commands)
-        joins = bool(self._newcomers) and entry.step is not None
+        kept = entry.kept if self._newcomers or not entry.for_newcomers else None
         area: int | None = None
-        if entry.kept is not None or joins:
+        if kept is not None:
+            if not holdings.has_room:
+                await self._run.saved()
             area = holdings.next_area()
             commands.append(Snapshot(area))
         done = await self._fleet.obey(commands)
         for push in self._settled(entry):
             self._memories.settled(push)
-        if area is not None and entry.kept is not None:
+        if area is not None and kept is not None:
             inner = await asyncio.to_thread(self._memories.deposits.copies)
-            holdings.keep(area, replace(entry.kept, scalars=done[0].scalars, inner=inner))
+            holdings.keep(area, replace(kept, scalars=done[0].scalars, inner=inner))
         if self._fleet.gone:
             await self._mourn()
-        if area is not None and joins:
+        if area is not None and self._newcomers and entry.step is not None:
             await self._bring_up(entry, Load(area, 0, 0, done[0].scalars))
         await self._follow_up(entry, done, area)
 

@@ -52,9 +52,22 @@ class TestTheAreas:
         held = holdings()
         held.keep(0, after(3))
         held.keep(1, after(5))
+        held.saving = 1
+        assert held.has_room
+        assert held.next_area() == 0
+
+    def test_the_newest_is_not_written_while_the_other_is_being_saved(self) -> None:
+        held = holdings()
+        assert held.has_room
+        held.keep(0, after(3))
         held.saving = 0
-        assert held.next_area() == 1
-        assert held.newest() == (0, after(3))
+        assert held.has_room
+        held.keep(1, after(5))
+        assert not held.has_room
+        held.saving = None
+        assert held.has_room
+        assert held.next_area() == 0
+        assert held.newest() == (1, after(5))
 
     def test_before_anything_is_kept_there_is_no_newest(self) -> None:
         assert holdings().newest() is None

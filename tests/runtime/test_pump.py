@@ -59,6 +59,7 @@ class PlainHoldings:
 
     def __init__(self) -> None:
         self.kept: dict[int, Kept | None] = {0: kept_after(0), 1: None}
+        self.has_room = True
 
     def next_area(self) -> int:
         area = min(self.kept, key=lambda each: self._updates(each))
@@ -110,7 +111,8 @@ class PlainRun:
         self.referee = PlainReferee()
         self.events: list[str] = []
         self.lost: list[tuple[int, int]] = []
-        self.saved: list[int] = []
+        self.written: list[int] = []
+        self.is_saved = asyncio.Event()
 
     def begin(self) -> tuple[int, Kept]:
         return 0, kept_after(0)
@@ -135,7 +137,11 @@ class PlainRun:
     def log(self, milestone: Milestone) -> None: ...
 
     async def start_saving(self, area: int) -> None:
-        self.saved.append(area)
+        self.written.append(area)
+
+    async def saved(self) -> None:
+        await self.is_saved.wait()
+        self.holdings.has_room = True
 
 
 class PlainMemories:
@@ -189,6 +195,11 @@ class World:
         shard = PlainShard(ends_at)
         self.pump.admit(Copy(0, serial, cast(Actor, shard)))
         return shard
+
+    @property
+    def kept(self) -> set[int]:
+        """The updates after which a state is kept."""
+        return {kept.start.updates for kept in self.run.holdings.kept.values() if kept}
 
     async def asked(self, count: int) -> None:
         while len(self.wants) < count:
@@ -265,8 +276,24 @@ def test_two_snapshots_in_the_queue_are_written_one_after_the_other_to_two_areas
     world = play(story)
     areas = [command.area for command in world.shards[0].obeyed if isinstance(command, Snapshot)]
     assert areas == [1, 0]
-    assert world.run.saved == [1]
-    assert {kept.start.updates for kept in world.run.holdings.kept.values() if kept} == {1, 2}
+    assert world.run.written == [1]
+    assert world.kept == {1, 2}
+
+
+def test_a_snapshot_waits_for_a_save_where_it_would_cost_the_newest() -> None:
+    async def story(world: World) -> None:
+        world.decide(1, snapshot=True)
+        await world.pump.rest()
+        world.run.holdings.has_room = False
+        world.decide(2, snapshot=True)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.shards[0].updates == [1]
+        assert world.kept == {0, 1}
+        world.run.is_saved.set()
+        await world.pump.rest()
+
+    assert play(story).kept == {1, 2}
 
 
 def test_the_last_update_of_all_is_kept_with_it() -> None:
@@ -311,6 +338,31 @@ class TestASecondCopy:
         assert (load.era, load.number) == (0, 5)
         assert [type(command) for command in rest] == [TakeGradient, Apply]
         assert world.run.events == ["shard_copy_added"]
+
+    def test_begins_from_a_state_that_is_kept_with_the_counts_of_its_update(self) -> None:
+        async def story(world: World) -> None:
+            world.decide(1)
+            world.successor(7)
+            world.decide(2)
+            await world.pump.rest()
+            world.decide(3)
+            await world.pump.rest()
+
+        world = play(story)
+        assert world.run.events == ["shard_copy_added"]
+        assert world.kept == {0, 2}
+
+    def test_waits_for_an_update_whose_counts_are_known(self) -> None:
+        async def story(world: World) -> None:
+            world.decide(1)
+            world.new = world.successor(7)  # type: ignore[attr-defined]
+            await world.pump.rest()
+            assert world.new.obeyed == []  # type: ignore[attr-defined]
+            world.decide(2)
+            await world.pump.rest()
+
+        _, load = play(story).new.obeyed  # type: ignore[attr-defined]
+        assert (load.era, load.number) == (0, 2)
 
 
 class TestALostShard:
