@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dist_train.config import load_config
-from dist_train.rules.resources import missing
+from dist_train.rules.resources import Bundle, missing
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -287,7 +287,8 @@ def test_kubernetes_runs_what_the_cluster_holds_and_gives_it_time_to_save(kubera
     assert run == "run"
     assert rest[rest.index("--address") + 1] == "auto"
     settings = load_config(ROOT / config, [word for word in rest if "=" in word])
-    reserved = [{"CPU": settings.parallel.cluster.worker_cpus}] * settings.parallel.workers
+    worker = Bundle("a worker", {"CPU": settings.parallel.cluster.worker_cpus})
+    reserved = [worker] * settings.parallel.workers
     nodes = [{"CPU": int(each["resources"]["limits"]["cpu"])} for each in containers(kuberay["RayJob"])]
     assert missing(nodes, reserved) is None
     mounts = [mount["mountPath"] for each in containers(kuberay["RayJob"]) for mount in each["volumeMounts"]]

@@ -22,8 +22,8 @@ from dist_train.runtime.remote import ActorGone, Process
 COORDINATOR = "dist_train.runtime.coordinator:Coordinator"
 SHARD = "dist_train.runtime.shard_process:ShardProcess"
 MEMBER = "dist_train.runtime.member_process:MemberProcess"
-# The reservation's first bundle is the server's; then one for each worker.
-SERVER_BUNDLE = 0
+# The reservation's first bundle is the server's; then one for each member, whose workers share memory.
+SERVER_BUNDLE, FIRST_MEMBER_BUNDLE = 0, 1
 # A shard that ends this often before it is ready has a reason that will not go away.
 STARTS = 3
 # After a worker of a group failed: what the others get to report theirs, before they are killed.
@@ -138,7 +138,7 @@ class Crew:
     def start_member(self, member: int, incarnation: int) -> Life:
         """Start the processes of a member; they do nothing before ``run_member``."""
         life = Life(member, incarnation)
-        order = self._order
+        order, bundle = self._order, FIRST_MEMBER_BUNDLE + member
         for group_rank in range(self._group_size):
             rank = member * self._group_size + group_rank
             assignment = Assignment(
@@ -152,7 +152,7 @@ class Crew:
                 coordinator=self.coordinator,
             )
             name = f"worker {rank}"
-            life.actors[rank] = self._start(MEMBER, (assignment,), 1 + rank, name, self._gpus)
+            life.actors[rank] = self._start(MEMBER, (assignment,), bundle, name, self._gpus)
         self.lives[member] = life
         return life
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.rules.resources import Resources, missing, occupied
+from dist_train.rules.resources import Bundle, Resources, missing, occupied
 from dist_train.runtime.access import AUTO, admit, is_loopback, refusal, wanted
 from dist_train.runtime.place import cluster_token_given, set_variables
 from dist_train.runtime.remote import (
@@ -233,16 +233,16 @@ class Cluster:
         self._actors.clear()
         _ray().shutdown()
 
-    def reserve(self, bundles: Sequence[Resources], patience_s: float, say: Say) -> Reservation:
+    def reserve(self, bundles: Sequence[Bundle], patience_s: float, say: Say) -> Reservation:
         """Reserve resources, each bundle on one node and all as close together as they fit.
 
-        ConfigError at once if the cluster is too small, however idle; TrainingError if it is still
-        busy after ``patience_s``.
+        ConfigError at once if the cluster is too small, TrainingError if still busy after ``patience_s``.
         """
         ray = _ray()
         if lack := missing(self._offered("Resources"), bundles):
-            raise ConfigError(f"{lack}; add nodes, or lower parallel.workers or parallel.cluster.worker_cpus")
-        group = ray.util.placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
+            keys = "parallel.workers, parallel.group_size or parallel.cluster.worker_cpus"
+            raise ConfigError(f"{lack}; add nodes, or lower {keys}")
+        group = ray.util.placement_group([dict(bundle.needs) for bundle in bundles], strategy="PACK")
         deadline = time.monotonic() + patience_s
         told = False
         while not group.wait(LOOK_S):
@@ -255,7 +255,7 @@ class Cluster:
             if not told:
                 say(f"waiting for the cluster: {state}")
                 told = True
-        return _in_order(ray, group, bundles)
+        return _in_order(ray, group, [bundle.needs for bundle in bundles])
 
     def start(
         self,

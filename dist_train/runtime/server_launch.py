@@ -14,7 +14,7 @@ from dist_train.errors import FAILED, INTERRUPTED
 from dist_train.layout import LOGS
 from dist_train.rules import recovery
 from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure
-from dist_train.rules.resources import Resources
+from dist_train.rules.resources import Bundle, Resources
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.conductor import Conductor
 from dist_train.runtime.crew import Crew
@@ -140,13 +140,15 @@ def _gpu_each(config: Config, cluster: Cluster) -> int:
     return int(cluster.gpus() >= needed)
 
 
-def _bundles(config: Config, gpus: int) -> list[Resources]:
-    """Say what the server asks of the cluster, then each worker."""
+def _bundles(config: Config, gpus: int) -> list[Bundle]:
+    """Say what the server asks of the cluster, then each group: its workers have to be on one node."""
     parallel = config.parallel
-    worker: Resources = {"CPU": parallel.cluster.worker_cpus, **({"GPU": gpus} if gpus else {})}
+    size = parallel.group_size
+    needs: Resources = {"CPU": size * parallel.cluster.worker_cpus, **({"GPU": size * gpus} if gpus else {})}
+    group = Bundle("a worker" if size == 1 else f"a group of {size} workers", needs)
     # The coordinator, and each shard's computing thread.
-    server: Resources = {"CPU": 1 + parallel.server.shards * parallel.server.copies}
-    return [server, *[worker] * int(parallel.workers)]
+    server = Bundle("the server", {"CPU": 1 + parallel.server.shards * parallel.server.copies})
+    return [server, *[group] * (int(parallel.workers) // size)]
 
 
 def _environment(order: Order, reservation: Reservation) -> dict[str, str]:

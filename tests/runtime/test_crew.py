@@ -10,7 +10,7 @@ import pytest
 
 from dist_train.config import Config
 from dist_train.errors import TrainingError
-from dist_train.runtime.crew import MEMBER, SHARD, STARTS, Crew
+from dist_train.runtime.crew import MEMBER, SERVER_BUNDLE, SHARD, STARTS, Crew
 from dist_train.runtime.letters import Order
 from dist_train.runtime.ray_cluster import Cluster, Reservation
 from dist_train.runtime.remote import ActorGone
@@ -40,8 +40,20 @@ class PlainCluster:
     def __init__(self, ending: int = 0) -> None:
         self._ending = ending
         self.actors: list[PlainActor] = []
+        # Of each actor, the bundle and the GPUs.
+        self.places: list[tuple[int, int]] = []
 
-    def start(self, cls: str, arguments: tuple[Any, ...], *where: Any) -> PlainActor:
+    def start(
+        self,
+        cls: str,
+        arguments: tuple[Any, ...],
+        reservation: Any,
+        bundle: int,
+        name: str,
+        environment: Any,
+        gpus: int,
+    ) -> PlainActor:
+        self.places.append((bundle, gpus))
         ends = cls == SHARD and len(self.of(SHARD)) < self._ending
         self.actors.append(PlainActor(cls, arguments, ends))
         return self.actors[-1]
@@ -50,17 +62,17 @@ class PlainCluster:
         return [actor for actor in self.actors if actor.cls == cls]
 
 
-def crew_on(cluster: PlainCluster, gpus: int = 0, device: str = "auto") -> Crew:
+def crew_on(cluster: PlainCluster, gpus: int = 0, device: str = "auto", **parallel: int) -> Crew:
     config = Config.model_validate(
         {
             "name": "t",
             "task": "digits",
-            "parallel": {"mode": "async", "workers": 2, "device": device},
+            "parallel": {"mode": "async", "workers": 2, "device": device, **parallel},
             "train": {"epochs": 1, "batch_size": 4},
             "optimizer": {"name": "sgd", "lr": 0.1},
         }
     )
-    order = Order(config, Path("run"), "none", 0, 2, "launcher", "CPU")
+    order = Order(config, Path("run"), "none", 0, int(config.parallel.workers), "launcher", "CPU")
     return Crew(cast(Cluster, cluster), cast(Reservation, None), order, {}, gpus)
 
 
@@ -70,6 +82,17 @@ def test_a_member_without_a_gpu_of_its_own_uses_the_cpu(gpus: int, device: str) 
     crew_on(cluster, gpus).start_member(0, 0)
     (assignment,) = cluster.of(MEMBER)[0].arguments
     assert assignment.config.parallel.device == device
+
+
+@pytest.mark.parametrize(
+    ("size", "bundles"), [(1, [1, 2, 3, 4, 5, 6]), (2, [1, 1, 2, 2, 3, 3]), (3, [1, 1, 1, 2, 2, 2])]
+)
+def test_the_workers_of_a_group_share_a_bundle_apart_from_the_servers(size: int, bundles: list[int]) -> None:
+    cluster = PlainCluster()
+    crew = crew_on(cluster, gpus=1, workers=6, group_size=size)
+    for member in range(crew.members):
+        crew.start_member(member, 0)
+    assert cluster.places == [(SERVER_BUNDLE, 0), *((bundle, 1) for bundle in bundles)]
 
 
 def test_a_shard_that_ends_before_it_is_ready_is_started_again() -> None:

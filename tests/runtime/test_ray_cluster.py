@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from dist_train.errors import ConfigError
+from dist_train.rules.resources import Bundle
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.place import set_variables
 from dist_train.runtime.ray_cluster import Actor, Cluster
@@ -29,7 +30,7 @@ sys.path.append(str(HERE))
 
 from plain_actors import Adder, Unmakeable  # noqa: E402
 
-ONE_CPU = {"CPU": 1.0}
+ONE_CPU = Bundle("a worker", {"CPU": 1.0})
 Start = Callable[..., Actor]
 
 
@@ -180,13 +181,14 @@ class TestAnActor:
 @pytest.mark.processes
 def test_a_cluster_that_is_too_small_is_refused_at_once(cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match=r"has 10000 CPUs and 0 GPUs.*: 1 GPU is missing; add nodes"):
-        cluster.reserve([{"CPU": 1.0, "GPU": 1.0}], 1000, print)
+        cluster.reserve([Bundle("a worker", {"CPU": 1.0, "GPU": 1.0})], 1000, print)
 
 
 FAULTS = f"""
 import asyncio, collections, sys, time
 sys.path.append({str(HERE)!r})
 from plain_actors import Adder
+from dist_train.rules.resources import Bundle
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.place import set_variables
 from dist_train.runtime.reaper import Reaper
@@ -201,7 +203,7 @@ async def ask_all(actor):
 with Reaper.start() as reaper:
     set_variables(reaper.variables)
     with ray_cluster.start_local(reaper.home) as cluster:
-        reservation = cluster.reserve([{{"CPU": 1}}], 10, print)
+        reservation = cluster.reserve([Bundle("a worker", {{"CPU": 1}})], 10, print)
         actor = cluster.start(Adder, (1000,), reservation, 0, "adder", {{}})
         asyncio.run(actor.insist("seen"))
         began = time.monotonic()
@@ -244,6 +246,7 @@ import ray
 from ray.cluster_utils import Cluster
 from plain_actors import Adder
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.rules.resources import Bundle
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.remote import ActorGone, Unreachable
 
@@ -253,21 +256,22 @@ head = dict(options, temp_dir=str(home), include_dashboard=False)
 nodes = Cluster(initialize_head=True, head_node_args=head)
 nodes.add_node(**options)
 cluster = ray_cluster.join(nodes.address)
+one, trio = (Bundle(f"a group of {{count}}", {{"CPU": count}}) for count in (1, 3))
 lacks = []
-for bundles in ([{{"CPU": 1}}] * 5, [{{"CPU": 3}}]):
+for bundles in ([one] * 5, [trio]):
     try:
         cluster.reserve(bundles, 1000, print)
     except ConfigError as error:
         lacks.append(str(error))
 assert lacks[0].startswith("the cluster has 4 CPUs, this run needs 5 CPUs: 1 CPU is missing"), lacks
-assert lacks[1].startswith("3 CPUs are needed on one node, and the largest of 2 has 2 CPUs"), lacks
+assert lacks[1].startswith("a group of 3 needs 3 CPUs on one node, and the largest of 2 has 2 CPUs"), lacks
 
-reservation = cluster.reserve([{{"CPU": 1}}] * 4, 10, print)
+reservation = cluster.reserve([one] * 4, 10, print)
 a, b, c, d = reservation.nodes
 assert a == b != c == d, reservation.nodes
 said = []
 try:
-    cluster.reserve([{{"CPU": 1}}], 0.5, said.append)
+    cluster.reserve([one], 0.5, said.append)
 except TrainingError as error:
     assert "busy: after 0.5 s" in str(error) and "0 CPUs free of the 1 CPU needed" in str(error), error
 else:

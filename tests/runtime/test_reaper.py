@@ -40,6 +40,7 @@ CONDUCTOR_OF_ACTORS = f"""
 import os, signal, sys, time
 sys.path.append({str(HERE)!r})
 from plain_actors import Adder
+from dist_train.rules.resources import Bundle
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.place import set_variables
 from dist_train.runtime.reaper import Reaper
@@ -47,7 +48,7 @@ from dist_train.runtime.reaper import Reaper
 with Reaper.start() as reaper:
     set_variables(reaper.variables)
     cluster = ray_cluster.start_local(reaper.home)
-    reservation = cluster.reserve([{{"CPU": 1}}], 10, print)
+    reservation = cluster.reserve([Bundle("a worker", {{"CPU": 1}})], 10, print)
     actors = [cluster.start(Adder, (n,), reservation, 0, f"adder {{n}}", {{}}) for n in range(2)]
     places = [actor.ask("place") for actor in actors]
     os.kill(places[0].pid, signal.SIGSTOP)

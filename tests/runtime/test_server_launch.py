@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from dist_train.config import Config
+from dist_train.rules.resources import Bundle
 from dist_train.runtime import server_launch
 from dist_train.runtime.letters import Order
 from dist_train.runtime.ray_cluster import Cluster, Reservation
@@ -14,7 +15,7 @@ from dist_train.runtime.ray_cluster import Cluster, Reservation
 def config_with(**parallel: Any) -> Config:
     settings = {"address": None, "worker_cpus": 2, **parallel.pop("cluster", {})}
     server = {"shards": 1, "copies": 1, **parallel.pop("server", {})}
-    values = {"device": "auto", "workers": 4, **parallel}
+    values = {"device": "auto", "workers": 4, "group_size": 1, **parallel}
     sections = {"cluster": SimpleNamespace(**settings), "server": SimpleNamespace(**server)}
     return cast(Config, SimpleNamespace(parallel=SimpleNamespace(**sections, **values)))
 
@@ -52,14 +53,20 @@ class TestAWorker:
 
     def test_asks_for_its_cpus_and_its_gpu(self) -> None:
         server, *workers = server_launch._bundles(config_with(), 1)
-        assert workers == [{"CPU": 2, "GPU": 1}] * 4
-        assert server_launch._bundles(config_with(), 0)[1:] == [{"CPU": 2}] * 4
-        assert server == {"CPU": 2}
+        assert workers == [Bundle("a worker", {"CPU": 2, "GPU": 1})] * 4
+        assert server_launch._bundles(config_with(), 0)[1:] == [Bundle("a worker", {"CPU": 2})] * 4
+        assert server == Bundle("the server", {"CPU": 2})
+
+    def test_of_a_group_asks_together_with_the_others_of_its_group(self) -> None:
+        _, *groups = server_launch._bundles(config_with(group_size=2), 1)
+        assert groups == [Bundle("a group of 2 workers", {"CPU": 4, "GPU": 2})] * 2
+        _, *groups = server_launch._bundles(config_with(group_size=4), 0)
+        assert groups == [Bundle("a group of 4 workers", {"CPU": 8})]
 
 
 def test_the_server_asks_for_the_coordinator_and_every_copy_of_every_shard() -> None:
     config = config_with(server={"shards": 3, "copies": 2})
-    assert server_launch._bundles(config, 0)[0] == {"CPU": 7}
+    assert server_launch._bundles(config, 0)[0].needs == {"CPU": 7}
 
 
 @pytest.mark.parametrize(
