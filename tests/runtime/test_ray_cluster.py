@@ -306,7 +306,10 @@ def test_two_nodes_share_arrays_and_reach_each_others_processes() -> None:
     with Reaper.start() as reaper:
         token = reaper.home / "token"
         token.write_text("0" * 64)
+        # Where the head notes its address.
+        (reaper.home / "ray").mkdir()
         variables = {
+            "RAY_TMPDIR": str(reaper.home),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
