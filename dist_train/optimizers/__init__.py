@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dist_train.config import schema
 from dist_train.errors import TrainingError
+from dist_train.optimizers.eager import eager
 from dist_train.optimizers.lars import LARS
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -34,7 +35,7 @@ def over(groups: list[dict[str, Any]], settings: schema.AnyOptimizer) -> torch.o
     The step is fused where torch has a fused step for all of the tensors.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = _make(groups, settings, fuse=_can_fuse(parameters))
+    optimizer: torch.optim.Optimizer = _make(groups, settings, fuse=_can_fuse(parameters))
     if isinstance(settings, schema.SGD) and settings.momentum > 0:
         # The fused step cannot begin a buffer for a parameter that gets its first gradient late.
         for parameter in parameters:
@@ -91,23 +92,23 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: f
             group["momentum"] = momentum
 
 
-def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: bool) -> torch.optim.Optimizer:
+def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: bool) -> Any:
     chosen = settings.model_dump(exclude={"name", "decay_norm_and_bias", "weight_decay"})
     # None leaves the choice to torch: whole lists of tensors on a GPU, one by one on the CPU.
     fused = True if fuse else None
     match settings:
         case schema.SGD():
-            return torch.optim.SGD(groups, **chosen, fused=fused)
+            return eager(torch.optim.SGD)(groups, **chosen, fused=fused)
         case schema.Adagrad():
-            return torch.optim.Adagrad(groups, **chosen, fused=fused)
+            return eager(torch.optim.Adagrad)(groups, **chosen, fused=fused)
         case schema.RMSProp():
-            return torch.optim.RMSprop(groups, **chosen)
+            return eager(torch.optim.RMSprop)(groups, **chosen)
         case schema.Adam():
-            return torch.optim.Adam(groups, **chosen, fused=fused)
+            return eager(torch.optim.Adam)(groups, **chosen, fused=fused)
         case schema.AdamW():
-            return torch.optim.AdamW(groups, **chosen, fused=fused)
+            return eager(torch.optim.AdamW)(groups, **chosen, fused=fused)
         case schema.LARS():
-            return LARS(groups, **chosen)
+            return eager(LARS)(groups, **chosen)
 
 
 def _can_fuse(parameters: list[Tensor]) -> bool:

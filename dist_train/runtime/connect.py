@@ -131,7 +131,9 @@ def numerics_of(config: Config, device: torch.device) -> Numerics:
     deterministic = config.train.deterministic
     if deterministic:
         set_unless_given("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        # Setting it imports torch's compiler, which takes seconds.
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return Numerics(device, config.train.precision == "bf16", config.train.channels_last)
 
