@@ -137,8 +137,9 @@ class Referee:
     def _turned_away(self, push: Push, outcome: Outcome) -> list[Action]:
         if outcome == "void":
             return []
-        # Whether the samples or the member are at fault, others show.
-        version, lease = self.admission.version, self.dealer.take_back(push.lease, in_vain=True)
+        # Whether the samples or the member are at fault, others show; at a bound they may have to wait.
+        in_vain = outcome == "dropped" or self.admission.rule.bound is None
+        version, lease = self.admission.version, self.dealer.take_back(push.lease, in_vain)
         returned = Returned(push.member, push.incarnation, outcome, version, push.version, _run(lease))
         if outcome == "dropped":
             return [returned]

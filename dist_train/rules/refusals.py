@@ -19,6 +19,8 @@ class Refusals:
         self._in_a_row = 0
         # Of each lease, by its number: who was refused with it, time after time.
         self._with: dict[int, list[int]] = {}
+        # Leases that were refused before one that counted: training had not diverged.
+        self._outlived: set[int] = set()
 
     def forgive(self, member: int) -> None:
         """Take note that another process has the member's place."""
@@ -28,6 +30,7 @@ class Refusals:
         """Take note of a gradient that is finite."""
         self._of[push.member] = self._in_a_row = 0
         self._with.pop(push.lease, None)
+        self._outlived = set(self._with)
 
     def refused(self, push: Push, lease: Lease, live: int, step: int) -> list[Fail | Replace]:
         """Judge one more that is not, of ``lease``, after ``step`` updates, with ``live`` members there."""
@@ -35,17 +38,21 @@ class Refusals:
         self._in_a_row += 1
         before = self._with.setdefault(push.lease, [])
         before.append(push.member)
-        if self._in_a_row >= REFUSALS * max(1, live):
+        with_others_too = len(set(before)) > 1
+        gives_up = self._in_a_row >= REFUSALS * max(1, live)
+        if with_others_too and push.lease in self._outlived:
+            # The samples are at fault.
+            for member in before:
+                self._of[member] = 0
+            if gives_up or len(before) >= OF_A_LEASE:
+                return [Fail(_blames(lease, len(before), step))]
+            return []
+        if gives_up:
             why = (
                 f"{self._in_a_row} gradients in a row hold NaN or infinity, by step {step}; lower "
                 "optimizer.lr, lengthen schedule.warmup or set train.clip_norm. The last checkpoint is kept"
             )
             return [Fail(why)]
-        if len(set(before)) > 1:
-            # Others fail with these samples too.
-            for member in before:
-                self._of[member] = 0
-            return [Fail(_blames(lease, len(before), step))] if len(before) >= OF_A_LEASE else []
         if self._of[push.member] < REFUSALS or live == 1:
             return []
         self._of[push.member] = 0

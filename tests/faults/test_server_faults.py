@@ -170,7 +170,7 @@ def test_a_group_restarts_as_a_unit_and_the_quorum_follows(server: ServerProgram
     [
         (["broken='a typo in the loss'"], 1, "RuntimeError: a typo in the loss"),
         (["broken=configuration"], 2, "dist-train: task_options.broken: it is"),
-        (["poison=7", "always=true"], 1, "look for bad values in the training data"),
+        (["poison=7", "always=true"], 1, "samples 188 to 191 in the order of epoch 0"),
     ],
 )
 def test_what_no_restart_can_mend_ends_the_run_at_once(

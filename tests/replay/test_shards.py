@@ -19,7 +19,7 @@ def test_shards_that_go_back_go_on_as_before(shards: int) -> None:
     gradients = torch.randn(3, server.layout.size, generator=torch.Generator().manual_seed(0))
 
     def step(number: int) -> None:
-        made.take(0, gradients[number], 4.0, None)
+        made.take(0, gradients[number], 4.0, None, 1.0)
         made.step(number + 1, 0.1, None)
 
     step(0)

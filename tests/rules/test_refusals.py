@@ -70,6 +70,26 @@ class TestRefusals:
     def test_samples_that_count_in_the_end_are_not_blamed(self) -> None:
         refusals = Refusals(2)
         for number in range(20):
+            refusals.counted(good((number + 1) % 2))
             assert refusals.refused(bad(number % 2, 3), lease(3), 2, 7) == []
             if number % 4 == 3:
                 refusals.counted(good(0, 3))
+
+    def test_the_last_samples_of_all_are_blamed_though_nothing_counts_any_more(self) -> None:
+        refusals = Refusals(2)
+        assert refusals.refused(bad(0, 3), lease(3), 2, 7) == []
+        refusals.counted(good(1))
+        verdicts = [refusals.refused(bad(number % 2, 3), lease(3), 2, 7) for number in range(1, 7)]
+        (verdict,) = next(each for each in verdicts if each)
+        assert isinstance(verdict, Fail)
+        assert verdict.why.startswith("samples 12 to 15")
+
+    def test_leases_that_change_hands_while_nothing_counts_are_no_fault_of_theirs(self) -> None:
+        refusals = Refusals(2)
+        refusals.counted(good(0))
+        # Each of two leases is refused with either member in turn.
+        turns = [(0, 3), (1, 4), (0, 4), (1, 3), (0, 3), (1, 4)]
+        verdicts = [refusals.refused(bad(member, number), lease(number), 2, 7) for member, number in turns]
+        (verdict,) = verdicts[-1]
+        assert isinstance(verdict, Fail)
+        assert "lower optimizer.lr" in verdict.why
