@@ -24,7 +24,7 @@ from dist_train.config.schema import (
 from dist_train.errors import ConfigError
 from dist_train.rules import schedule as rules
 from dist_train.rules import topology
-from dist_train.rules.sampling import LastBatch, Position, micro_batches, split, updates_per_epoch
+from dist_train.rules.sampling import BEGINNING, LastBatch, Position, micro_batches, split, updates_per_epoch
 from dist_train.rules.scaling import scaled_learning_rate
 
 
@@ -176,7 +176,7 @@ class Plan:
 
     @property
     def total_updates(self) -> int:
-        return self.updates_left(0, 0, Position(0, 0))
+        return self.updates_left(0, 0, BEGINNING)
 
     def finished(self, updates: int, samples: int, position: Position) -> bool:
         """Say whether training is over, in the unit in which its length was given."""

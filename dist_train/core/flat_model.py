@@ -94,7 +94,7 @@ class FlatModel:
                 target.zero_()
         if weight != 1.0 and gradients and not add:
             gradients = list(torch._foreach_mul(gradients, weight))
-        if not (add or staged) and all(each.device.type == "cpu" for each in gradients):
+        if not (add or staged) and self.vector is self.host:
             return copy_finite(targets, gradients)
         if add and targets:
             torch._foreach_add_(targets, [each.to(out.device) for each in gradients], alpha=weight)

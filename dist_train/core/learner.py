@@ -37,7 +37,7 @@ from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures
 from dist_train.optimizers import set_rate
 from dist_train.plan import Plan
-from dist_train.rules.sampling import Cursor, Position, samples_in
+from dist_train.rules.sampling import BEGINNING, Cursor, samples_in
 from dist_train.rules.schedule import learning_rate, momentum
 from dist_train.rules.straggler import StepTimes
 from dist_train.task import Task
@@ -260,7 +260,7 @@ class Learner:
         stack = ExitStack()
         number = self.config.validation.batch_norm_batches
         if number:
-            batches = self._beating(self._training_batches(Cursor(Position(0, 0))))
+            batches = self._beating(self._training_batches(Cursor(BEGINNING)))
             recomputed = recomputed_statistics(
                 self.state.model, batches, number, self.task, self._at.numerics
             )

@@ -21,7 +21,7 @@ from dist_train.core.optimizer_state import flatten_optimizer, restore_optimizer
 from dist_train.core.seeds import generator_states, restore_generators
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.exchange.handshake import Facts
-from dist_train.rules.sampling import Cursor, Position, Run
+from dist_train.rules.sampling import BEGINNING, Cursor, Position, Run
 from dist_train.rules.schedule import Rewarm
 from dist_train.task import Task
 
@@ -30,7 +30,7 @@ from dist_train.task import Task
 class Counted:
     updates: int = 0
     samples: int = 0
-    position: Position = field(default_factory=lambda: Position(0, 0))
+    position: Position = BEGINNING
     # Dealt before ``position`` and not trained: a server deals samples before it counts them.
     unfinished: tuple[Run, ...] = ()
     # The order of the samples, in which ``position`` has a meaning; None before the first step.

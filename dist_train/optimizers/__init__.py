@@ -12,6 +12,15 @@ from dist_train.errors import TrainingError
 from dist_train.optimizers.eager import eager
 from dist_train.optimizers.lars import LARS
 
+_KINDS: dict[type[schema.Optimizer], type[torch.optim.Optimizer]] = {
+    schema.SGD: torch.optim.SGD,
+    schema.Adagrad: torch.optim.Adagrad,
+    schema.RMSProp: torch.optim.RMSprop,
+    schema.Adam: torch.optim.Adam,
+    schema.AdamW: torch.optim.AdamW,
+    schema.LARS: LARS,
+}
+_WITH_FUSED_STEP = (schema.SGD, schema.Adagrad, schema.Adam, schema.AdamW)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -35,7 +44,7 @@ def over(groups: list[dict[str, Any]], settings: schema.AnyOptimizer) -> torch.o
     The step is fused where torch has a fused step for all of the tensors.
     """
     parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer: torch.optim.Optimizer = _make(groups, settings, fuse=_can_fuse(parameters))
+    optimizer = _make(groups, settings, fuse=_can_fuse(parameters))
     if isinstance(settings, schema.SGD) and settings.momentum > 0:
         # The fused step cannot begin a buffer for a parameter that gets its first gradient late.
         for parameter in parameters:
@@ -92,23 +101,12 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: f
             group["momentum"] = momentum
 
 
-def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: bool) -> Any:
+def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: bool) -> torch.optim.Optimizer:
     chosen = settings.model_dump(exclude={"name", "decay_norm_and_bias", "weight_decay"})
-    # None leaves the choice to torch: whole lists of tensors on a GPU, one by one on the CPU.
-    fused = True if fuse else None
-    match settings:
-        case schema.SGD():
-            return eager(torch.optim.SGD)(groups, **chosen, fused=fused)
-        case schema.Adagrad():
-            return eager(torch.optim.Adagrad)(groups, **chosen, fused=fused)
-        case schema.RMSProp():
-            return eager(torch.optim.RMSprop)(groups, **chosen)
-        case schema.Adam():
-            return eager(torch.optim.Adam)(groups, **chosen, fused=fused)
-        case schema.AdamW():
-            return eager(torch.optim.AdamW)(groups, **chosen, fused=fused)
-        case schema.LARS():
-            return eager(LARS)(groups, **chosen)
+    if isinstance(settings, _WITH_FUSED_STEP):
+        # None leaves the choice to torch: whole lists of tensors on a GPU, one by one on the CPU.
+        chosen["fused"] = True if fuse else None
+    return eager(_KINDS[type(settings)])(groups, **chosen)
 
 
 def _can_fuse(parameters: list[Tensor]) -> bool:

@@ -7,17 +7,16 @@ wrap the methods themselves, which do the same where nothing is being traced; he
 from __future__ import annotations
 
 import inspect
-from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.optim import Optimizer
 
+_Kind = TypeVar("_Kind", bound=Optimizer)
 _METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
-@cache
-def eager(kind: type[Optimizer]) -> Any:
+def eager(kind: type[_Kind]) -> type[_Kind]:
     """Return a class that is ``kind`` in all but what it tells the compiler."""
     own_step = inspect.unwrap(kind.step)
 

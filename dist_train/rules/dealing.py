@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dist_train.rules.messages import Lease
 from dist_train.rules.sampling import (
+    BEGINNING,
     Cursor,
     LastBatch,
     Position,
@@ -23,8 +24,6 @@ from dist_train.rules.sampling import (
     section,
     split,
 )
-
-BEGINNING = Position(0, 0)
 
 
 @dataclass(frozen=True)

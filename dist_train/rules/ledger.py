@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from dist_train.rules.sampling import Cursor, Position, Run
-
-BEGINNING = Cursor(Position(0, 0))
+from dist_train.rules.sampling import BEGINNING, Cursor, Position, Run
 
 
 class Stretch(NamedTuple):
@@ -191,7 +189,7 @@ def ledger_at(counts: Mapping[str, Any], cursor: Cursor, samples: int, train_siz
     if ledger.train_size != train_size:
         return Ledger(train_size, since=samples)
     if saved is None:
-        ledger.trained_in_order(BEGINNING, cursor)
+        ledger.trained_in_order(Cursor(BEGINNING), cursor)
     elif "cursor" in counts:
         ledger.trained_in_order(_cursor(counts["cursor"]), cursor)
     return ledger if ledger.samples == samples else Ledger(train_size, since=samples)

@@ -29,6 +29,9 @@ class Position:
     offset: int
 
 
+BEGINNING = Position(0, 0)
+
+
 @dataclass(frozen=True)
 class Run:
     """``count`` places of the permutation of ``epoch``, from ``offset`` on."""

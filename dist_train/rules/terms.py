@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dist_train.rules.admission import Contribution, Rule
-from dist_train.rules.dealing import BEGINNING, Deck
+from dist_train.rules.dealing import Deck
 from dist_train.rules.decisions import Take
 from dist_train.rules.messages import Lease, Work
-from dist_train.rules.sampling import Cursor, Position, Run, parts_of
+from dist_train.rules.sampling import BEGINNING, Cursor, Position, Run, parts_of
 from dist_train.rules.timetable import Due, Timetable
 
 

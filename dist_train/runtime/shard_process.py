@@ -122,10 +122,10 @@ class ShardProcess:
     def read(self, version: Version | None) -> tuple[Version, Any] | None:
         """Return a version, or the newest, as an array for another node; None when it is gone."""
         wanted = version or self._reader.newest()
-        into = torch.empty(len(self._blueprint.part))
         for lent, values in self._lent.values():
             if lent == wanted:
                 return lent, values.numpy()
+        into = torch.empty(len(self._blueprint.part))
         if wanted is None or not self._reader.read(wanted, into):
             return None
         return wanted, into.numpy()

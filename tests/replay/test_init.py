@@ -30,6 +30,11 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "softsync": ({"mode": "async", "aggregate": 2}, {"optimizer": MOMENTUM}),
     "damped": ({"mode": "async", "aggregate": 2, "damping": {"kind": "inverse"}}, {}),
+    "damped, momentum": ({"mode": "async", "damping": {"kind": "inverse"}}, {"optimizer": MOMENTUM}),
+    "damped, normalised": (
+        {"mode": "async", "aggregate": 2, "damping": {"kind": "inverse"}},
+        {"optimizer": ADAMW},
+    ),
     "compensated": ({"mode": "async", "damping": {"kind": "delay_compensated", "variant": "constant"}}, {}),
     "adaptive": (
         {

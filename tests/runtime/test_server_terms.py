@@ -50,6 +50,25 @@ class TestRule:
         assert (found.deck.parts, found.deck.batch) == (rule.quorum, 4 * rule.quorum)
 
 
+class TestDamping:
+    @pytest.mark.parametrize(
+        ("optimizer", "local", "normalises"),
+        [
+            (SGD, {}, False),
+            ({"name": "adam", "lr": 0.1}, {}, True),
+            ({"name": "lars", "lr": 0.1}, {}, True),
+            # With local steps the server's optimizer is another: SGD.
+            ({"name": "adam", "lr": 0.1}, {"local_steps": 2}, False),
+        ],
+        ids=str,
+    )
+    def test_is_on_the_rate_where_the_server_s_optimizer_loses_a_gradient_s_size(
+        self, optimizer: dict[str, Any], local: dict[str, Any], normalises: bool
+    ) -> None:
+        found = terms({"mode": "async", "damping": {"kind": "inverse"}} | local, optimizer=optimizer)
+        assert (found.inverse, found.normalises) == (True, normalises)
+
+
 class TestOwnSteps:
     @pytest.mark.parametrize(
         ("parallel", "samples", "rates"),
