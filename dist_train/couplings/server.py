@@ -51,7 +51,7 @@ class ThroughServer:
         finite = self._flat.gradient_into(gradient, share, weight=turn.weight, add=turn.part > 0)
         turn.steps += 1
         fetches = turn.steps % self._fetch_every == 0
-        if finite and not fetches:
+        if not fetches:
             # The member's own progress until it reads again.
             apply.step()
         apply.clear()

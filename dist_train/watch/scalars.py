@@ -136,8 +136,7 @@ class EventFile:
         number = sum(1 for _ in directory.glob("events.out.tfevents.*"))
         host, process = socket.gethostname(), os.getpid()
         name = f"events.out.tfevents.{int(time.time()):010d}.{number:04d}.{host}.{process}"
-        # Without a buffer nothing is left to be written when it is closed on a full disk.
-        self._writer: Any = RecordWriter((directory / name).open("xb", buffering=0))
+        self._writer: Any = RecordWriter((directory / name).open("xb"))
         try:
             self._write(file_version="brain.Event:2")
         except OSError:

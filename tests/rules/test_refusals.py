@@ -84,6 +84,18 @@ class TestRefusals:
         assert isinstance(verdict, Fail)
         assert verdict.why.startswith("samples 12 to 15")
 
+    def test_several_bad_leases_that_are_all_that_is_left_are_blamed_as_well(self) -> None:
+        refusals = Refusals(2)
+        for member, number in ((0, 3), (1, 4)):
+            assert refusals.refused(bad(member, number), lease(number), 2, 7) == []
+        refusals.counted(good(0))
+        turns = [(0, 4), (1, 3), (0, 3), (1, 4), (0, 4), (1, 3)]
+        verdicts = [refusals.refused(bad(member, number), lease(number), 2, 7) for member, number in turns]
+        assert verdicts[:5] == [[]] * 5
+        (verdict,) = verdicts[5]
+        assert isinstance(verdict, Fail)
+        assert verdict.why.startswith("samples 12 to 15")
+
     def test_leases_that_change_hands_while_nothing_counts_are_no_fault_of_theirs(self) -> None:
         refusals = Refusals(2)
         refusals.counted(good(0))
