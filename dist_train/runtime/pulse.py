@@ -10,7 +10,6 @@ import atexit
 import faulthandler
 import mmap
 import os
-import struct
 import sys
 import tempfile
 import threading
@@ -26,13 +25,45 @@ from dist_train.rules.liveness import PHASES, Beat, Hung, Limits, Watch
 
 TICK_S = 0.5
 
-# The time comes first: a place read half-written then looks too young, never too old.
-_PLACE = struct.Struct("@dqq")  # phase since, step, phase
-_TIME = struct.Struct("@d")
-_PULSE_AT = _PLACE.size
-_LONGEST = _PULSE_AT + _TIME.size  # one time for each phase
-_SLOT = _LONGEST + len(PHASES) * _TIME.size
+# What each word of a slot holds: times are floats, step and phase are integers.
+_SINCE, _STEP, _PHASE, _PULSE_AT, _LONGEST = range(5)  # of the last, one for each phase
+_SLOT = 8 * (_LONGEST + len(PHASES))
 _PHASE_NUMBER = {name: number for number, name in enumerate(PHASES)}
+
+
+class _Slot:
+    """One worker's words in the memory, each written in one instruction.
+
+    Not by ``struct``: it fills a place with zeros before it writes there, and a reader meanwhile would see a
+    worker that has been starting ever since the machine was switched on.
+    """
+
+    def __init__(self, memory: mmap.mmap, number: int) -> None:
+        part = memoryview(memory)[number * _SLOT : (number + 1) * _SLOT]
+        self.times, self.counts = part.cast("d"), part.cast("q")
+
+    def write_place(self, since: float, step: int, phase: int) -> None:
+        # The time comes first: a place read half-written then looks too young, never too old.
+        self.times[_SINCE] = since
+        self.counts[_STEP] = step
+        self.counts[_PHASE] = phase
+
+    def place(self) -> tuple[float, int, int]:
+        return self.times[_SINCE], self.counts[_STEP], self.counts[_PHASE]
+
+    def beat(self, rank: int) -> Beat:
+        place = self.place()
+        # Read until it stands still: the writer may be in the middle of writing.
+        while (again := self.place()) != place:
+            place = again
+        since, step, phase = place
+        longest = self.times[_LONGEST + phase]
+        return Beat(rank, step, PHASES[phase], since, self.times[_PULSE_AT] or None, longest)
+
+    def release(self) -> None:
+        """Let go of the memory, which can only then be closed."""
+        self.times.release()
+        self.counts.release()
 
 
 def dump_and_exit(why: str) -> None:
@@ -47,14 +78,12 @@ class PulseWriter:
 
     def __init__(self, path: str | Path | None, slot: int = 0) -> None:
         if path is None:
-            slot = 0
-            self._memory = mmap.mmap(-1, _SLOT)
-            _PLACE.pack_into(self._memory, 0, time.monotonic(), 0, 0)
+            self._slot = _Slot(mmap.mmap(-1, _SLOT), 0)
+            self._slot.write_place(time.monotonic(), 0, 0)
         else:
             with open(path, "r+b") as file:
-                self._memory = mmap.mmap(file.fileno(), 0)
-        self._start = slot * _SLOT
-        self._since, _, self._phase = _PLACE.unpack_from(self._memory, self._start)
+                self._slot = _Slot(mmap.mmap(file.fileno(), 0), slot)
+        self._since, _, self._phase = self._slot.place()
         self._longest = [0.0] * len(PHASES)
         self._closed = threading.Event()
         self._writing = threading.Lock()
@@ -70,14 +99,14 @@ class PulseWriter:
         last = self._phase
         if took > self._longest[last]:
             self._longest[last] = took
-            _TIME.pack_into(self._memory, self._start + _LONGEST + last * _TIME.size, took)
+            self._slot.times[_LONGEST + last] = took
         self._since = now
         self._phase = _PHASE_NUMBER[name]
-        _PLACE.pack_into(self._memory, self._start, now, step, self._phase)
+        self._slot.write_place(now, step, self._phase)
 
     def beat(self, rank: int) -> Beat:
         """Read this writer's own place, to be sent to whoever cannot see the memory."""
-        return _read(self._memory, self._start, rank)
+        return self._slot.beat(rank)
 
     def every_tick(self, action: Callable[[], None]) -> None:
         """Call ``action`` twice a second in a thread of its own, so that one that blocks delays nobody.
@@ -100,7 +129,7 @@ class PulseWriter:
 
         def look() -> None:
             now = time.monotonic()
-            verdict = watch.look([_read(self._memory, self._start, rank)], now)
+            verdict = watch.look([self.beat(rank)], now)
             if isinstance(verdict, Hung) and verdict.kind == "hung":
                 on_hung(verdict.why)
 
@@ -111,12 +140,12 @@ class PulseWriter:
         atexit.unregister(self.close)
         with self._writing:
             self._closed.set()
-            _TIME.pack_into(self._memory, self._start + _PULSE_AT, inf)
+            self._slot.times[_PULSE_AT] = inf
 
     def _tick(self) -> None:
         with self._writing:
             if not self._closed.is_set():
-                _TIME.pack_into(self._memory, self._start + _PULSE_AT, time.monotonic())
+                self._slot.times[_PULSE_AT] = time.monotonic()
 
 
 class PulseReader:
@@ -126,12 +155,12 @@ class PulseReader:
     """
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the reader
         self._file.truncate(workers * _SLOT)
         self._memory = mmap.mmap(self._file.fileno(), 0)
-        for slot in range(workers):
-            _PLACE.pack_into(self._memory, slot * _SLOT, time.monotonic(), 0, 0)
+        self._slots = [_Slot(self._memory, number) for number in range(workers)]
+        for slot in self._slots:
+            slot.write_place(time.monotonic(), 0, 0)
 
     @property
     def path(self) -> str:
@@ -142,9 +171,11 @@ class PulseReader:
 
     def beats(self) -> list[Beat]:
         """Read every worker's place; one without a pulse yet is ``starting`` since this was made."""
-        return [_read(self._memory, slot * _SLOT, slot) for slot in range(self._workers)]
+        return [slot.beat(rank) for rank, slot in enumerate(self._slots)]
 
     def close(self) -> None:
+        for slot in self._slots:
+            slot.release()
         self._memory.close()
         self._file.close()
 
@@ -153,14 +184,3 @@ class PulseReader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _read(memory: mmap.mmap, start: int, rank: int) -> Beat:
-    place = _PLACE.unpack_from(memory, start)
-    # Read until it stands still: the writer may be in the middle of writing.
-    while (again := _PLACE.unpack_from(memory, start)) != place:
-        place = again
-    since, step, phase = place
-    (pulse_at,) = _TIME.unpack_from(memory, start + _PULSE_AT)
-    (longest,) = _TIME.unpack_from(memory, start + _LONGEST + phase * _TIME.size)
-    return Beat(rank, step, PHASES[phase], since, pulse_at or None, longest)

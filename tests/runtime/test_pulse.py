@@ -1,4 +1,9 @@
 import math
+import mmap
+import os
+import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -118,3 +123,31 @@ def test_showing_a_place_costs_microseconds(writer):
         return (time.perf_counter() - start) / 100
 
     assert min(cost() for _ in range(50)) < 10e-6
+
+
+# Shows its place as fast as it can, until it is told to end.
+RESTLESS = """
+import select, sys
+from dist_train.runtime.pulse import PulseWriter
+
+writer = PulseWriter(sys.argv[1])
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for step in range(1, 1000):
+        writer.phase("forward", step)
+"""
+
+
+@pytest.mark.processes
+def test_a_worker_never_seems_to_have_been_starting_ever_since_the_machine_was(pulses):
+    seen = mmap.mmap(pulses.fileno(), 0)
+    command = [sys.executable, "-c", RESTLESS, f"/proc/{os.getpid()}/fd/{pulses.fileno()}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as restless:
+        assert restless.stdout.readline() == b"ready\n"
+        began = time.monotonic() - 60
+        # Each look is a single one, not those that stand still alone.
+        sinces = {struct.unpack_from("@d", seen)[0] for _ in range(200_000)}
+        restless.communicate(timeout=30)
+    assert len(sinces) > 100
+    assert min(sinces) > began
+    seen.close()
