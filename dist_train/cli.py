@@ -17,6 +17,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Panels take longer to import than everything else that --help needs.
+    rich_markup_mode=None,
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The run's configuration.")]
@@ -60,7 +62,7 @@ def _commands() -> None:
     """Train any PyTorch model on many workers; how tightly they are coupled is configuration."""
 
 
-@app.command()
+@app.command(short_help="Train.")
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -85,7 +87,7 @@ def run(
     raise typer.Exit(run_request(request))
 
 
-@app.command()
+@app.command(short_help="Train on a Ray cluster, as a job.")
 def submit(
     config: ConfigPath,
     address: JobsAddress,
@@ -104,7 +106,7 @@ def submit(
     raise typer.Exit(send(Submission(address, config, tuple(overrides or ()), run_dir, resume, working_dir)))
 
 
-@app.command()
+@app.command(short_help="Make a run again from its log, and compare.")
 def replay(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     """Make a parameter-server run again from its log, in one process, and compare; 1 where it differs.
 
@@ -115,7 +117,7 @@ def replay(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     typer.echo(made_again(run_dir))
 
 
-@app.command()
+@app.command(short_help="List and verify a run's checkpoints.")
 def checkpoints(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     """List the checkpoints of a run, each verified against its checksums; 1 if one is damaged."""
     from dist_train.runtime.start import VERIFIED, checkpoint_lines

@@ -140,7 +140,8 @@ def die_with_launcher(launcher_pid: int) -> None:
 def dump_stacks_on_request() -> None:
     """In a worker: write all threads' stacks to stderr on SIGQUIT, and on a crash in native code."""
     faulthandler.enable()
-    faulthandler.register(signal.SIGQUIT, all_threads=True)
+    # A copy: whatever becomes of stderr later, the stacks go where it leads now.
+    faulthandler.register(signal.SIGQUIT, file=os.dup(2), all_threads=True)
 
 
 def report_crash(run: Path, rank: int, phase: str, step: int, exception: BaseException) -> None:

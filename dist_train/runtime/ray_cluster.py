@@ -50,11 +50,12 @@ RETRY_S, LOOK_S = 0.05, 1.0
 # A node that does not start a process within these seconds is taken for lost.
 REMOTE_KILL_S = 15.0
 
-# Ray's own waits and stand-by processes; read by each of its processes when it starts.
+# Ray's own waits, warnings and stand-by processes; read by each of its processes when it starts.
 _QUICK = {
     # A call that fails says so at once, instead of after a second of waiting for news of the actor.
     "RAY_timeout_ms_task_wait_for_death_info": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
     # Workers are what the machine is for: not below everything else.
     "RAY_worker_niceness": "0",
     # An actor without a GPU leaves CUDA_VISIBLE_DEVICES alone.
@@ -379,9 +380,8 @@ def jobs(address: str) -> Any:
 
 
 def _unanswered(address: str, what: str, error: Exception) -> ConfigError:
-    if isinstance(error, _ray().exceptions.AuthenticationError):
-        return wanted(address)
-    return ConfigError(f"--address {address}: {what}: {_line(error)}")
+    refused = isinstance(error, _ray().exceptions.AuthenticationError)
+    return wanted(address) if refused else ConfigError(f"--address {address}: {what}: {_line(error)}")
 
 
 def _init(**options: Any) -> str:

@@ -29,7 +29,7 @@ LOOK_S = 0.5
 # An answer that took longer says nothing of the others: their pulses may have had to wait as well.
 LATE_S = 1.0
 # What a stopped process gets to write its stacks.
-STACKS_S = 1.0
+STACKS_S = 2.0
 
 Say = Callable[[str], None]
 # A kind of process, its number, and its incarnation.
