@@ -137,9 +137,8 @@ class Referee:
     def _turned_away(self, push: Push, outcome: Outcome) -> list[Action]:
         if outcome == "void":
             return []
-        # Whether the samples or the member are at fault, others show; at a bound they may have to wait.
-        in_vain = outcome == "dropped" or self.admission.rule.bound is None
-        version, lease = self.admission.version, self.dealer.take_back(push.lease, in_vain)
+        # Whether the samples or the member are at fault, others show.
+        version, lease = self.admission.version, self.dealer.take_back(push.lease, in_vain=True)
         returned = Returned(push.member, push.incarnation, outcome, version, push.version, _run(lease))
         if outcome == "dropped":
             return [returned]
@@ -323,9 +322,7 @@ class Referee:
             goes_on = self._may_go_on(self._seats[member])
             if self.stopped or (over and goes_on):
                 answers.append(self._reply(member, stop=True))
-            elif (goes_on or (held_up and not self._seats[member].is_read(self.published))) and (
-                part := self._part(member)
-            ):
+            elif (goes_on or (held_up and self._may_measure(member))) and (part := self._part(member)):
                 answers.append(self._reply(member, validation=part))
             elif goes_on and not self.finished and self._may_read(member):
                 ready.append(member)
@@ -345,6 +342,10 @@ class Referee:
     def _held_up(self) -> bool:
         """Whether updates wait for a validation, so that those who wait for updates must measure it."""
         return self.validation is not None and self._paused and self.admission.complete(self._able)
+
+    def _may_measure(self, member: int) -> bool:
+        """Say whether nobody needs the parameters that a member who waits computed its gradient from."""
+        return not (self.terms.compensates and self._seats[member].is_read(self.published))
 
     def _part(self, member: int) -> ValidationPart | None:
         return self.validation.deal(member) if self.validation is not None else None

@@ -33,7 +33,8 @@ class Terms:
     itself for one push. With ``outer_rate``, the rate of the server's optimizer, each of them is at the
     scheduled rate, and else at that part of it which its samples are of an update's: so far the server will
     move by them. ``inverse``: a gradient counts by one over its staleness (Zhang et al. 2015). Where the
-    server's optimizer ``normalises`` gradients, their size says nothing, and the rate takes its place.
+    server's optimizer ``normalises`` gradients, their size says nothing, and the rate takes its place. A
+    shard that ``compensates`` for delay reads, with a gradient, the parameters it was computed from.
     """
 
     rule: Rule
@@ -46,6 +47,7 @@ class Terms:
     outer_rate: float | None = None
     inverse: bool = False
     normalises: bool = False
+    compensates: bool = False
     snapshot_every: int = 0
 
     def rate(self, samples: int, taken: Sequence[Contribution]) -> tuple[float, float | None]:

@@ -44,6 +44,7 @@ def terms_of(config: Config, plan: Plan, members: int) -> Terms:
         own_steps=own_steps(parallel),
         outer_rate=None if outer is None else optimizer.lr,
         inverse=parallel.damping.kind == "inverse",
+        compensates=parallel.damping.kind == "delay_compensated",
         normalises=normalises(optimizer),
         snapshot_every=parallel.server.snapshot_every,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -449,6 +450,30 @@ class TestValidation:
         world.roll_back(Start(2, 8, saved.position, saved.unfinished))
         world.finish()
         assert world.validated == [2]
+
+    def test_the_last_member_left_measures_though_its_gradient_waits_for_the_validation(self) -> None:
+        world = started(Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1))
+        push(world, 0)
+        shards_obey(world)
+        push(world, 1)
+        push(world, 2)
+        world.crash(0)
+        world.crash(1)
+        shards_obey(world)
+        reply = world.processes[2].inbox
+        assert reply is not None
+        assert reply.validation is not None
+
+    def test_nobody_measures_while_shards_need_what_its_gradient_was_computed_from(self) -> None:
+        setup = Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1)
+        world = started(setup)
+        world.obey(world.referee.change(replace(setup.terms(3), compensates=True)))
+        push(world, 0)
+        shards_obey(world)
+        push(world, 1)
+        push(world, 2)
+        shards_obey(world)
+        assert 2 not in answers(world)
 
 
 class TestLossOfUpdates:
