@@ -52,6 +52,8 @@ JobsAddress = Annotated[
 WorkingDir = Annotated[
     Path, typer.Option("--working-dir", metavar="DIR", help="What is sent along; CONFIG.yaml lies in it.")
 ]
+RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Directories of runs that are done.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of the table.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the arithmetic, then exit.")
 ]
@@ -115,6 +117,20 @@ def replay(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
     from dist_train.replay import replay as made_again
 
     typer.echo(made_again(run_dir))
+
+
+@app.command(short_help="Measure what runs delivered, and how far two are apart.")
+def evaluate(run_dirs: RunDirs, as_json: AsJson = False) -> None:
+    """Measure the models that runs delivered on their validation sets, and the ensemble of a run's replicas.
+
+    With two runs, also how far their predictions are apart (churn). Uses one process, on the run's kind of
+    device. Exit status: 0 done, 2 where there is nothing that can be measured or compared.
+    """
+    from dist_train.evaluate import evaluate as measured
+    from dist_train.watch.records import to_json
+
+    report = measured(run_dirs)
+    typer.echo(to_json(report.record(), indent=2) if as_json else report.text())
 
 
 @app.command(short_help="List and verify a run's checkpoints.")

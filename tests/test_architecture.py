@@ -230,6 +230,9 @@ class TestImports:
             ("couplings", ("core", "runtime", "tasks", "watch", "worker")),
             ("core", ("runtime", "watch", "worker", "tasks")),
             ("watch", ("worker", "tasks")),
+            ("evaluate", ("couplings", "exchange", "member", "optimizers", "replay", "worker")),
+            # Arithmetic on tensors alone.
+            ("evaluate.predictions", ("",)),
         ],
     )
     def test_arrows_point_down(self, package: str, never: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from dist_train.config.schema import Data
-from dist_train.core.seeds import generators_untouched, seed_host
+from dist_train.core.seeds import generators_untouched, seed_all, seed_host
 from dist_train.errors import BadSample, TrainingError
 from dist_train.rules.sampling import (
     Cursor,
@@ -149,7 +149,7 @@ class Trouble:
     text: str
 
 
-def without_trouble(batches: Iterable[Any]) -> Iterator[Any]:
+def without_trouble(batches: Iterable[Any]) -> Generator[Any, None, None]:
     """Yield the batches; raises TrainingError in the words of a loading process that failed."""
     for batch in batches:
         if isinstance(batch, Trouble):
@@ -225,6 +225,13 @@ def size_of(dataset: Dataset[Any]) -> int:
             "__getitem__, so that it can resume at any sample"
         )
     return len(dataset)
+
+
+def made_alike(make: Callable[[], Dataset[Any]], seed: int, device: torch.device) -> Dataset[Any]:
+    """Make a dataset from the run's seed: one that is drawn or split at random is the same everywhere."""
+    with generators_untouched(device):
+        seed_all(seed)
+        return make()
 
 
 def training_batches(

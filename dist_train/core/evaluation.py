@@ -54,11 +54,8 @@ class Validator:
         return sums
 
     def _add(self, model: nn.Module, batch: Any, size: int, sums: dict[str, Tensor]) -> None:
-        with self.numerics.context():
-            loss, predictions = loss_of(self.task, model, batch)
-            measures = {"loss": loss, **self.task.metrics(predictions, batch)}
-        for name, value in measures.items():
-            mean = torch.as_tensor(value, device=self.numerics.device).detach().double().mean()
+        means, _ = measured(self.task, model, batch, self.numerics)
+        for name, mean in means.items():
             # Of no samples the sum is zero, even where the measure of the stand-in is not finite.
             total = mean * size if size else torch.zeros_like(mean)
             sums[name] = sums[name] + total if name in sums else total
@@ -68,6 +65,19 @@ class Validator:
         samples = torch.tensor(float(sum(self.sizes)), dtype=torch.float64, device=self.numerics.device)
         totals = self.collective.sum(torch.stack([*(sums[name] for name in names), samples])).tolist()
         return {name: total / totals[-1] for name, total in zip(names, totals[:-1], strict=True)}
+
+
+def measured(task: Task, model: nn.Module, batch: Any, numerics: Numerics) -> tuple[dict[str, Tensor], Any]:
+    """Return loss and metrics of a placed batch, each as ``mean_of`` has it, and the predictions."""
+    with numerics.context():
+        loss, predictions = loss_of(task, model, batch)
+        measures = {"loss": loss, **task.metrics(predictions, batch)}
+    return {name: mean_of(value, numerics.device) for name, value in measures.items()}, predictions
+
+
+def mean_of(measure: Any, device: torch.device) -> Tensor:
+    """Return a measure, given by sample or as a mean already, as a mean in double precision."""
+    return torch.as_tensor(measure, device=device).detach().double().mean()
 
 
 @contextmanager

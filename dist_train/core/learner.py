@@ -22,12 +22,12 @@ from dist_train.core.data import (
     Samples,
     Share,
     leased_batches,
+    made_alike,
     training_batches,
     validation_batches,
 )
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
 from dist_train.core.injected_delays import injected_delays
-from dist_train.core.seeds import generators_untouched, seed_all
 from dist_train.core.state import Counted, State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
 from dist_train.core.timing import PHASES, StepClock
@@ -88,17 +88,11 @@ class Learner:
 
     @cached_property
     def train_data(self) -> Dataset[Any]:
-        return self._made_alike(self.task.train_data)
+        return made_alike(self.task.train_data, self.config.seed, self._at.numerics.device)
 
     @cached_property
     def validation_data(self) -> Dataset[Any]:
-        return self._made_alike(self.task.validation_data)
-
-    def _made_alike(self, make: Callable[[], Dataset[Any]]) -> Dataset[Any]:
-        """Make a dataset from the run's seed: one that is drawn or split at random is the same everywhere."""
-        with generators_untouched(self._at.numerics.device):
-            seed_all(self.config.seed)
-            return make()
+        return made_alike(self.task.validation_data, self.config.seed, self._at.numerics.device)
 
     def begin(self, plan: Plan) -> None:
         """Get ready to train, and start loading where the state's counts say."""

@@ -1,0 +1,61 @@
+"""What a run delivered, found in its directory: its configuration, and the weights of each replica."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_train.config import Config, load_config
+from dist_train.errors import ConfigError
+from dist_train.layout import CONFIG, WEIGHTS
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A run that is done; ``weights`` holds one file for each replica, in order."""
+
+    run_dir: Path
+    config: Config
+    weights: tuple[Path, ...]
+
+
+def find(run_dir: Path) -> Delivered:
+    """Find what a run delivered; raises ConfigError where there is no run or where weights are missing."""
+    file = run_dir / CONFIG
+    if not file.is_file():
+        raise ConfigError(f"{run_dir}: no run directory, as {CONFIG} is missing; give the directory of a run")
+    config = load_config(file)
+    weights = _weights(run_dir, config)
+    for path in weights:
+        if not path.is_file():
+            raise ConfigError(
+                f"{run_dir}: no {path.relative_to(run_dir)}, so the run is not done; train it to its end: "
+                f"dist-train run {file} --run-dir {run_dir}"
+            )
+    return Delivered(run_dir, config, weights)
+
+
+def refuse_other_task(first: Delivered, second: Delivered) -> None:
+    """Raise ConfigError unless both runs were trained on one task."""
+    here, there = second.config.task, first.config.task
+    # The same file of the user's own may be written in two ways.
+    if os.path.normpath(here) != os.path.normpath(there):
+        raise ConfigError(
+            f"{second.run_dir}: its task is {here}, and that of {first.run_dir} is {there}; two runs are "
+            "compared on one task: evaluate these each by itself"
+        )
+
+
+def _weights(run_dir: Path, config: Config) -> tuple[Path, ...]:
+    """Name the files that there should be: one, or one in the folder of each replica."""
+    numbers = [
+        int(match[1])
+        for folder in run_dir.iterdir()
+        if folder.is_dir() and (match := re.fullmatch(r"replica_(\d+)", folder.name))
+    ]
+    replicas = max([config.parallel.replicas, *(number + 1 for number in numbers)])
+    if replicas == 1 and not numbers:
+        return (run_dir / WEIGHTS,)
+    return tuple(run_dir / f"replica_{number}" / WEIGHTS for number in range(replicas))
