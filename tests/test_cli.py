@@ -144,6 +144,7 @@ def test_checkpoints_prints_a_line_for_each_and_fails_if_one_is_damaged(
         ["run", "a.yaml", "--bogus"],
         ["run", "a.yaml", "--resume"],
         ["checkpoints"],
+        ["evaluate"],
         ["submit", "a.yaml"],
     ],
 )
@@ -152,14 +153,15 @@ def test_wrong_usage_is_status_2(command: Run, requests: list[Request], words: l
     assert requests == []
 
 
-def test_help_imports_neither_torch_nor_ray() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"]])
+def test_help_imports_neither_torch_nor_ray(words: list[str]) -> None:
     probe = (
-        "import sys\nfrom dist_train.cli import main\nsys.argv = ['dist-train', '--help']\n"
+        f"import sys\nfrom dist_train.cli import main\nsys.argv = ['dist-train', *{words}]\n"
         "try:\n    main()\nfinally:\n    print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert answer.stdout.splitlines()[-1] == "[]"
-    assert "Train any PyTorch model" in answer.stdout
+    assert ("RUN_DIR" if words[0] == "evaluate" else "Train any PyTorch model") in answer.stdout
 
 
 @pytest.mark.processes

@@ -91,13 +91,18 @@ def test_every_command_runs_as_printed(clone):
     skipped = ELSEWHERE.keys() | DRY
     printed = {command: run(command, clone) for command in commands() if command not in skipped}
     assert len(printed) >= 5
-    first, from_python, dry, _, resumed, checkpoints = printed.values()
+    first, from_python, dry, _, resumed, checkpoints, evaluated = printed.values()
     accuracy = re.search(r"validation +accuracy ([\d.]+)%", first)
     assert float(accuracy[1]) >= 99
     assert from_python.splitlines()[-1].startswith("done {")
     assert "resumed from runs/spirals/checkpoints/step_00000640" in resumed
     assert "3 workers" in resumed
     assert checkpoints.count("verified") == 3
+    assert [line.split()[0] for line in evaluated.splitlines() if "replica_0" in line] == [
+        "runs/spirals",
+        "runs/by-torchrun",
+        "replica_0",
+    ]
     (arithmetic,) = (text for _, text in blocks("text") if text.startswith("# global batch"))
     assert arithmetic in dry
     described = re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE)

@@ -1,0 +1,81 @@
+"""What a run directory holds, and in which words it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_train.errors import ConfigError
+from dist_train.evaluate.delivered import find, refuse_other_task
+
+Make = Callable[..., Path]
+
+
+def test_a_run_has_one_file_of_weights(done: Make) -> None:
+    run_dir = done("run", 1, seed=7)
+    found = find(run_dir)
+    assert found.run_dir == run_dir
+    assert found.config.seed == 7
+    assert found.weights == (run_dir / "model.safetensors",)
+
+
+def test_replicas_come_in_the_order_of_their_numbers(done: Make) -> None:
+    run_dir = done("run", *range(11))
+    assert [path.parent.name for path in find(run_dir).weights] == [f"replica_{n}" for n in range(11)]
+
+
+def test_other_folders_are_no_replicas(done: Make) -> None:
+    run_dir = done("run", 1)
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "replica_notes").mkdir()
+    assert find(run_dir).weights == (run_dir / "model.safetensors",)
+
+
+def test_a_directory_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+    for run_dir in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError) as refusal:
+            find(run_dir)
+        assert refusal.value.problems == (
+            f"{run_dir}: no run directory, as config.yaml is missing; give the directory of a run",
+        )
+
+
+def test_a_configuration_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\nnonsense: 1\n")
+    with pytest.raises(ConfigError, match=str(tmp_path / "config.yaml")):
+        find(tmp_path)
+
+
+def test_a_run_that_is_not_done_says_how_to_go_on(configured: Make) -> None:
+    run_dir = configured("run")
+    with pytest.raises(ConfigError) as refusal:
+        find(run_dir)
+    assert refusal.value.problems == (
+        f"{run_dir}: no model.safetensors, so the run is not done; train it to its end: "
+        f"dist-train run {run_dir}/config.yaml --run-dir {run_dir}",
+    )
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_every_replica_must_have_delivered(done: Make, lost: int) -> None:
+    run_dir = done("run", 1, 2, 3)
+    (run_dir / f"replica_{lost}" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=f"no replica_{lost}/model.safetensors, so the run is not done"):
+        find(run_dir)
+
+
+def test_two_runs_are_compared_on_one_task(done: Make) -> None:
+    digits, other = find(done("digits", 1, task="digits")), find(done("other", 1))
+    with pytest.raises(
+        ConfigError, match=r"other: its task is .*table_task.py:Table, and that of .* digits;"
+    ):
+        refuse_other_task(digits, other)
+    refuse_other_task(digits, digits)
+
+
+def test_one_file_may_be_written_in_two_ways(done: Make) -> None:
+    file = Path(__file__).with_name("table_task.py")
+    roundabout = f"{file.parent}/../evaluate/./table_task.py:Table"
+    refuse_other_task(find(done("a", 1)), find(done("b", 1, task=roundabout)))
