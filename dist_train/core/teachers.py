@@ -83,7 +83,7 @@ class PostedTeachers:
         self._sum = torch.zeros((), dtype=torch.float64)
         self._taught = 0
 
-    def start(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module) -> None:
         self._model = model
         self._sum = self._sum.to(next(model.parameters()).device)
 
@@ -192,7 +192,7 @@ class PostedTeachers:
         return Part(tensors, {str(name): desk.version for name, desk in desks.items()})
 
     def restore(self, part: Part) -> None:
-        """Take the teachers of a checkpoint; one that no longer teaches is left out. Call it after start."""
+        """Take the teachers of a checkpoint; one that no longer teaches is left out. Call it after begin."""
         for text, version in part.values.items():
             desk, prefix = self._desks.get(int(text)), f"{text}."
             if desk is None:

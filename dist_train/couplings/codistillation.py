@@ -24,7 +24,7 @@ Measure = Literal["kl", "cross_entropy", "squared_error"]
 class Teachers(Protocol):
     """The other replicas, as this one knows them; the same on all its workers at every update."""
 
-    def start(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module) -> None:
         """Get ready to teach a model of this kind."""
 
     def in_force(self, updates: int) -> Sequence[nn.Module]:
@@ -90,7 +90,7 @@ class Codistillation:
         self._updates = updates
 
     def start(self, model: nn.Module) -> Started:
-        self._teachers.start(model)
+        self._teachers.begin(model)
         return self._inside.start(model)
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:

@@ -175,7 +175,8 @@ def launch_replicas(
     status = worst([FAILED if each.status is None else each.status for each in run.replicas])
     if status != REFUSED:
         restarts = sum(len(each.attempts) for each in run.replicas)
-        sum_up(config, directory, status, time.monotonic() - started, restarts)
+        for line in sum_up(config, directory, status, time.monotonic() - started, restarts):
+            say(line)
     return status
 
 

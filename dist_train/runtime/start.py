@@ -99,7 +99,8 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
         if status == REFUSED:
             restore_records(directory, before)
         if status == FAILED:
-            _sum_up(config, directory, "; ".join(said))
+            if config.parallel.replicas == 1 or find_replica() is not None:
+                _sum_up(config, directory, "; ".join(said))
             tell(f"failed; run directory: {directory}")
     return status, directory
 

@@ -11,6 +11,7 @@ from dist_train.errors import DONE, INTERRUPTED
 from dist_train.layout import METRICS, SUMMARY, WEIGHTS, replica_folder
 from dist_train.watch.aftermath import readable
 from dist_train.watch.atomic import replacing
+from dist_train.watch.figures import metric
 from dist_train.watch.records import to_json
 from dist_train.watch.summary import Summary, write_summary
 
@@ -29,9 +30,10 @@ OF_EACH = (
 )
 
 
-def sum_up(config: Config, directory: Path, status: int, wall_s: float, restarts: int) -> None:
+def sum_up(config: Config, directory: Path, status: int, wall_s: float, restarts: int) -> list[str]:
     """Write the run's summary and its metrics: those of all replicas, in the order of steps.
 
+    Returns a line for a person about each of them.
     What the run delivers is fixed beforehand: replica 0, never the best of them (Anil et al. 2018, section
     4.2, take one copy without looking).
     """
@@ -56,6 +58,14 @@ def sum_up(config: Config, directory: Path, status: int, wall_s: float, restarts
     told = [{"replica": n} | {k: s[k] for k in OF_EACH if k in s} for n, s in enumerate(replicas)]
     write_summary(directory / SUMMARY, summary.record() | {"replicas": told})
     _gather_metrics(config, directory)
+    return [_line_of(each) for each in told]
+
+
+def _line_of(told: dict[str, Any]) -> str:
+    """Say in a line how a replica has ended."""
+    measures = "  ".join(" ".join(metric(name, value)) for name, value in told.get("val", {}).items())
+    steps = f", step {told['steps']:,}" if "steps" in told else ""
+    return f"replica {told['replica']}: {told['status']}{steps}{'  ' if measures else ''}{measures}"
 
 
 def _summary_of(directory: Path, number: int) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class Beside:
     def barrier(self) -> None: ...
 
 
+FIRST_OF_TWO = Among(0, (1,), leads=True)
+
+
 def model(weight: float = 0.0) -> nn.Module:
     made = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     made[0].weight.data.fill_(weight)
@@ -80,14 +83,14 @@ def tensors(weight: float, mean: float = 0.0) -> dict[str, Tensor]:
 def teachers(
     board: MemoryBoard,
     terms: Codistill | None = None,
-    among: Among = Among(0, (1,), leads=True),
+    among: Among = FIRST_OF_TWO,
     **other: Any,
 ) -> tuple[PostedTeachers, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
     parts = {"collective": Alone(), "background": AtOnce()} | other
     made = PostedTeachers(among, terms or Codistill(interval=1), board, **parts)
     made.on_event = events.append
-    made.start(model())
+    made.begin(model())
     return made, events
 
 

@@ -105,7 +105,7 @@ class Fixed:
         self.found: list[tuple[float, float]] = []
         self.told: list[tuple[int, bool]] = []
 
-    def start(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module) -> None:
         pass
 
     def in_force(self, updates: int) -> Sequence[nn.Module]:
