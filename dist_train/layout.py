@@ -15,3 +15,10 @@ LOGS = "logs"
 CHECKPOINTS = "checkpoints"
 CRASH = "crash"
 LOCK = "run.lock"
+# Snapshots that replicas show one another.
+BOARD = "board"
+
+
+def replica_folder(number: int) -> str:
+    """Return where one of several replicas has a run directory of its own."""
+    return f"replica_{number}"

@@ -45,6 +45,16 @@ class Task(ABC):
         del predictions, batch
         return {}
 
+    def scores(self, predictions: Tensor) -> Tensor:
+        """Return what replicas are to agree on: scores of shape (..., classes), before any softmax."""
+        return predictions
+
+
+def scores_of(task: Task, predictions: Tensor) -> Tensor:
+    """Return a task's ``scores``; one that does not say which has its predictions taken for them."""
+    scores = getattr(task, "scores", None)
+    return scores(predictions) if callable(scores) else predictions
+
 
 class Rows(Dataset[Any]):
     """Samples held as tensors of shape (size, ...), fetched a whole batch at a time.

@@ -22,6 +22,8 @@ from dist_train.errors import DONE, INTERRUPTED
 from dist_train.exchange.agreement import StopAgreement
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
+from dist_train.replica import Replica
+from dist_train.rules.teaching import replica_seed
 from dist_train.rules.timetable import Timetable
 from dist_train.runtime.connect import Connection, describe_device, numerics_of
 from dist_train.watch.logbook import Logbook, with_warning
@@ -45,6 +47,7 @@ class Training:
 
     config: Config
     learner: Learner
+    replica: Replica
     keeper: Keeper
     reporter: Reporter
     stop: StopAgreement
@@ -55,20 +58,29 @@ class Training:
         """Say that this worker is busy saving."""
         self.phase("saving", self.learner.state.counted.updates)
 
+    def measured(self, rate: float) -> None:
+        """Report the steps since the last report; ``rate`` is the learning rate of the last of them."""
+        updates = self.learner.state.counted.updates
+        self.reporter.measured(self.learner.measure(), rate, self.replica.figures(updates))
+
 
 def work(config: Config, connection: Connection, given: Assignment, stop: StopAgreement) -> int:
     """Train as one worker; return the exit status: 0 done, 75 interrupted and saved."""
     numerics, place = numerics_of(config, connection.device), connection.place
-    seed_all(config.seed)
+    seed = replica_seed(config.seed, place.replica)
+    seed_all(seed)
     task = tasks.make(config)
     model = placed_model(task, config, connection.device)
     state = State(model, optimizers.build(model, config.optimizer), connection.device)
-    seed_all(worker_seed(config.seed, place.rank, 0))
+    seed_all(worker_seed(seed, place.rank, 0))
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
-        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, place.rank)
-        coupling = AllReduce(config.parallel, place.rank, place.workers)
+        rank, workers, phase = place.rank, place.workers, connection.phase
+        at = Workplace(rank, workers, numerics, collective, phase, rank, place.replica)
+        replica = Replica(config, place.replica, given.run_dir, collective, leads=rank == 0)
+        parts.callback(replica.close)
+        coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, state)
         learner = Learner(config, task, state, coupling, at)
-        training = _open(config, connection, given, learner, stop, parts)
+        training = _open(config, connection, given, learner, replica, stop, parts)
         interrupted = _train(training)
         status = _finish(training, connection, given, interrupted)
         stop.close()
@@ -83,6 +95,7 @@ def _open(
     connection: Connection,
     given: Assignment,
     learner: Learner,
+    replica: Replica,
     stop: StopAgreement,
     parts: ExitStack,
 ) -> Training:
@@ -90,7 +103,8 @@ def _open(
     place, state = connection.place, learner.state
     origin = agree_on_origin(given.run_dir, given.resume, connection.from_rank_0)
     if origin.path is not None:
-        restore(state, origin.path, place.rank, place.workers, config.seed)
+        own_seed = replica_seed(config.seed, replica.number)
+        restore(state, origin.path, place.rank, place.workers, own_seed)
     sizes = {"training": size_of(learner.train_data), "validation": size_of(learner.validation_data)}
     connection.compare("data", {"size of the data for": {name: str(size) for name, size in sizes.items()}})
     plan, rescaled = plan_from(config, state, place.workers, sizes["training"])
@@ -100,12 +114,15 @@ def _open(
     scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)
     announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
     learner.begin(plan)
+    if origin.path is not None:
+        replica.restore(origin.path)
+    replica.on_event(book.event)
     keeper = _open_keeper(config, connection, given, book, origin, learner)
     before = earlier(given.run_dir, state.counted.updates)
     profiler = open_profiler(config.logging.profile, given.run_dir, place.rank)
     parts.callback(profiler.stop)
-    reporter = Reporter(book, config, plan, state.counted, place.attempt, before)
-    return Training(config, learner, keeper, reporter, stop, profiler, connection.phase)
+    reporter = Reporter(book, config, plan, state.counted, place.attempt, before, replica=replica.number)
+    return Training(config, learner, replica, keeper, reporter, stop, profiler, connection.phase)
 
 
 def _open_keeper(
@@ -141,9 +158,9 @@ def _train(training: Training) -> bool:
         due = timetable.after(counted.updates, counted.cursor, learner.finished)
         counted.owes_validation = due.validation
         if due.log:
-            training.reporter.measured(learner.measure(), rate)
+            training.measured(rate)
         if due.checkpoint:
-            training.keeper.save(learner.state, learner.rate, training.saving)
+            training.keeper.save(learner.state, learner.rate, training.saving, training.replica.part())
         if due.validation:
             _validate(training)
     return counted.owes_validation
@@ -163,11 +180,11 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     learner, reporter = training.learner, training.reporter
     connection.phase("finishing", learner.state.counted.updates)
     if learner.has_unmeasured_steps:
-        reporter.measured(learner.measure(), learner.rate)
+        training.measured(learner.rate)
     if not interrupted and not reporter.has_validated:
         _validate(training)
     if interrupted:
-        training.keeper.finish(learner.state, learner.rate, training.saving)
+        training.keeper.finish(learner.state, learner.rate, training.saving, training.replica.part())
         resume = f"dist-train run {given.run_dir / CONFIG} --run-dir {given.run_dir}"
         reporter.finish("interrupted", given.run_dir, None, resume)
         return INTERRUPTED
@@ -176,6 +193,6 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
         if learner.coupling.writes:
             write_weights(learner.state.model, weights)
     # After the weights: a disk too full for the last checkpoint must not cost the result.
-    training.keeper.finish(learner.state, learner.rate, training.saving)
+    training.keeper.finish(learner.state, learner.rate, training.saving, training.replica.part())
     reporter.finish("done", given.run_dir, weights)
     return DONE

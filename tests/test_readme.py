@@ -245,6 +245,7 @@ def expected_tables():
                 expected[f"{parent}.{name}: {kind}"] = keys
     for name in ("server", "cluster"):
         expected[f"parallel.{name}"] = defaults(shape.section_of(inside("parallel")[name]))
+    expected["codistill"] = defaults(shape.section_of(shape.keys(Config)["codistill"]))
     expected["logging.profile"] = defaults(shape.section_of(inside("logging")["profile"], {}))
     return expected
 

@@ -43,7 +43,7 @@ def contradictions(config: Config) -> list[Contradiction]:
     """Return everything in ``config`` that cannot go together, in the order of its keys."""
     parallel = config.parallel
     found = [*_batch(config), *_mode(parallel), *_damping(parallel), *_downpour(parallel)]
-    found += [*_local_steps(parallel), *_groups_of_one(config), *_batch_norm(config)]
+    found += [*_local_steps(parallel), *_groups_of_one(config), *_batch_norm(config), *_replicas(config)]
     if parallel.workers != "auto":
         found += [*_workers(parallel, parallel.workers), *_slow(config.faults, parallel.workers)]
     return found
@@ -79,6 +79,21 @@ def _mode(parallel: Parallel) -> Iterator[Contradiction]:
     if parallel.cluster.address is not None and not parallel.has_server:
         text = f"{NOT_ON_RAY}; null, and no --address, is this machine alone"
         yield (*_key("cluster"), "address"), text
+
+
+def _replicas(config: Config) -> Iterator[Contradiction]:
+    """Several models, and how they teach one another."""
+    parallel, codistill = config.parallel, config.codistill
+    if parallel.replicas > 1 and parallel.has_server:
+        text = f"mode {parallel.mode} trains one replica; set it to 1, or parallel.mode to sync"
+        yield _key("replicas"), text
+    if codistill is None:
+        return
+    if parallel.replicas == 1:
+        yield ("codistill",), "one replica has nobody to learn from; set parallel.replicas to 2 or more"
+    elif codistill.topology == "pairs" and parallel.replicas % 2:
+        text = f"pairs need an even number of replicas, and there are {parallel.replicas}"
+        yield ("codistill", "topology"), f"{text}; set it to all or ring"
 
 
 def _damping(parallel: Parallel) -> Iterator[Contradiction]:

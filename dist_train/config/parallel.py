@@ -127,7 +127,8 @@ class Parallel(Section):
     outer: AnyOuter | None = None
     server: Server = Server()
     cluster: Cluster = Cluster()
-    replicas: Literal[1] = 1
+    # Models trained side by side; they teach one another where there is a section codistill.
+    replicas: PositiveInt = 1
     # Samples of one update over all workers; given instead of train.batch_size it stays constant
     # whatever the number of workers.
     global_batch: PositiveInt | None = None

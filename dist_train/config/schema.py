@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dist_train.config.codistill import Codistill
 from dist_train.config.combinations import Contradictions, contradictions
 from dist_train.config.parallel import (
     AnyDamping,
@@ -31,6 +32,7 @@ __all__ = [
     "AnyOuter",
     "AverageOuter",
     "Cluster",
+    "Codistill",
     "DelayCompensated",
     "ElasticOuter",
     "InverseDamping",
@@ -358,7 +360,8 @@ class Config(Section):
     logging: Logging = Logging()
     recovery: Recovery = Recovery()
     faults: Faults = Faults()
-    codistill: None = None
+    # null: replicas, if there are several, know nothing of one another.
+    codistill: Codistill | None = None
 
     @model_validator(mode="after")
     def _all_goes_together(self) -> Self:

@@ -6,6 +6,7 @@ A checkpoint is a folder ``step_00000200`` of safetensors and JSON files, nothin
     state.safetensors       state.json          the shared part: learnt, counted and chosen state
     rank_00003.safetensors  rank_00003.json     one worker's own part: random states, its own buffers
     server.safetensors      server.json         what only a parameter server has
+    teachers.safetensors    teachers.json       other replicas, as this one knew them (codistillation)
 
 How it gets there is in ``commit.py``.
 """
@@ -32,6 +33,8 @@ MANIFEST = "manifest.json"
 SHARED = "state"
 # The part that only a parameter server has: its outer optimizer, mean squares, its counts.
 SERVER = "server"
+# Other replicas, as this one knew them.
+TEACHERS = "teachers"
 # What the name of a worker's own part begins with.
 OWN = "rank_"
 # An earlier checkpoint of the same step, kept until its successor is in place.

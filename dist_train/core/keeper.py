@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dist_train.config import Config, dump_config
@@ -34,6 +35,8 @@ from dist_train.rules.schedule import Rewarm, learning_rate
 
 # How often a worker that waits for the disk shows that it is alive.
 BEAT_S = 0.5
+
+NOTHING: Mapping[str, Part] = MappingProxyType({})
 
 # Has rank 0 compute a value that JSON can hold, and returns it on every rank.
 FromRank0 = Callable[[str, Callable[[], Any]], Any]
@@ -211,17 +214,20 @@ class Keeper:
         self._config_hash = config_hash
         self._saved_step = saved_step
 
-    def save(self, state: State, rate: float, alive: Callable[[], None]) -> None:
+    def save(
+        self, state: State, rate: float, alive: Callable[[], None], further: Mapping[str, Part] = NOTHING
+    ) -> None:
         """Start a checkpoint of ``state``; ``rate`` is the learning rate of its next update.
 
-        Waits for the checkpoint before, if that is still being written, and calls ``alive`` meanwhile.
+        ``further`` parts are written by the worker that writes the state. Waits for the checkpoint before, if
+        that is still being written, and calls ``alive`` meanwhile.
         """
         if state.counted.updates == self._saved_step:
             return
         state.chosen.rate = rate
         parts: dict[str, Part] = {rank_part(self._rank): state.own_part()}
         if self._writes:
-            parts[SHARED] = state.shared_part()
+            parts |= {SHARED: state.shared_part(), **further}
         self.save_parts(state, parts, alive)
 
     def save_parts(self, state: State, parts: Mapping[str, Part], alive: Callable[[], None]) -> None:
@@ -239,12 +245,14 @@ class Keeper:
             self._saver.wait(BEAT_S)
         return self._saver.wait()
 
-    def finish(self, state: State, rate: float, alive: Callable[[], None]) -> None:
+    def finish(
+        self, state: State, rate: float, alive: Callable[[], None], further: Mapping[str, Part] = NOTHING
+    ) -> None:
         """Save the last state, once more if the first try fails, and wait for the disk.
 
         Raises TrainingError when it could not be saved.
         """
-        self._insist(state, lambda: self.save(state, rate, alive), alive)
+        self._insist(state, lambda: self.save(state, rate, alive, further), alive)
 
     def finish_parts(self, state: State, parts: Mapping[str, Part], alive: Callable[[], None]) -> None:
         """Save these parts of the last state likewise."""

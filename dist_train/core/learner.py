@@ -28,6 +28,7 @@ from dist_train.core.data import (
 )
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
 from dist_train.core.injected_delays import injected_delays
+from dist_train.core.partition import own_part
 from dist_train.core.state import Counted, State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
 from dist_train.core.timing import PHASES, StepClock
@@ -40,6 +41,7 @@ from dist_train.plan import Plan
 from dist_train.rules.sampling import BEGINNING, Cursor, samples_in
 from dist_train.rules.schedule import learning_rate, momentum
 from dist_train.rules.straggler import StepTimes
+from dist_train.rules.teaching import replica_seed
 from dist_train.task import Task
 
 SetPhase = Callable[[str, int], None]
@@ -70,6 +72,8 @@ class Workplace:
     collective: Collective
     phase: SetPhase
     number: int = 0
+    # Which of several models it trains.
+    replica: int = 0
 
 
 class Learner:
@@ -88,7 +92,11 @@ class Learner:
 
     @cached_property
     def train_data(self) -> Dataset[Any]:
-        return made_alike(self.task.train_data, self.config.seed, self._at.numerics.device)
+        config, replicas = self.config, 1
+        whole = made_alike(self.task.train_data, config.seed, self._at.numerics.device)
+        if config.codistill is not None and config.codistill.data == "disjoint":
+            replicas = config.parallel.replicas
+        return whole if replicas == 1 else own_part(whole, self._at.replica, replicas, config.seed)
 
     @cached_property
     def validation_data(self) -> Dataset[Any]:
@@ -104,7 +112,8 @@ class Learner:
         self.plan = plan
         config, at, model = self.config, self._at, self.state.model
         counted = self.state.counted
-        counted.seed = config.seed if counted.seed is None else counted.seed
+        own_seed = replica_seed(config.seed, at.replica)
+        counted.seed = own_seed if counted.seed is None else counted.seed
         counted.train_size = plan.train_size
         last_batch = config.train.last_batch
         self._order = Order(counted.seed, plan.train_size, plan.samples_per_update, last_batch)

@@ -15,7 +15,7 @@ from dist_train.core.flat import Layout
 from dist_train.core.shard import parts
 from dist_train.errors import ConfigError
 from dist_train.optimizers.outer import server_optimizer
-from dist_train.plan import groups, make_plan
+from dist_train.plan import groups, make_plan, own_size
 from dist_train.watch.opening import arithmetic
 
 # Beyond so many groups, only the first and the last are printed.
@@ -33,7 +33,7 @@ def describe(config: Config) -> str:
     """
     workers = int(config.parallel.workers)
     train_size = _of_task(config, "training data", lambda: size_of(tasks.make(config).train_data()))
-    plan = make_plan(config, workers, train_size)
+    plan = make_plan(config, workers, own_size(config, train_size))
     rows = arithmetic(config, plan)
     if config.parallel.has_server:
         model = _of_task(config, "model", lambda: _model(config))

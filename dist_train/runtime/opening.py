@@ -13,6 +13,7 @@ from dist_train.config import Config, differences, dump_config, load_config
 from dist_train.config.combinations import NOT_ON_RAY, contradictions, lines
 from dist_train.config.schema import Parallel
 from dist_train.errors import ConfigError
+from dist_train.runtime.place import find_replica
 from dist_train.runtime.run_dir import environment, gpu_count, write_atomically
 from dist_train.watch.logbook import stamped
 from dist_train.watch.records import JsonLines
@@ -37,11 +38,14 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
     problems, parallel = tasks.check(config), config.parallel
     elsewhere = parallel.cluster.address is not None
     gpus = 0 if parallel.device == "cpu" else gpu_count(variables)
+    # A process that starts one of them sees that one's GPUs alone.
+    replicas = parallel.replicas if find_replica(variables) is None else 1
     if elsewhere and parallel.workers == "auto":
         problems.append(_UNCOUNTED)
     elif not elsewhere:
-        problems += _beyond_this_machine(parallel, gpus)
-    counted = with_workers(config, max(1, gpus) if parallel.workers == "auto" else parallel.workers)
+        problems += _beyond_this_machine(parallel, gpus, replicas)
+    alone = max(1, gpus // replicas)
+    counted = with_workers(config, alone if parallel.workers == "auto" else parallel.workers)
     if parallel.workers == "auto":
         problems += lines(contradictions(counted))
     if problems:
@@ -63,7 +67,7 @@ def refuse_unsendable(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _beyond_this_machine(parallel: Parallel, gpus: int) -> list[str]:
+def _beyond_this_machine(parallel: Parallel, gpus: int, replicas: int) -> list[str]:
     problems, wanted = [], parallel.workers
     if parallel.device == "cuda" and gpus == 0:
         problems.append("parallel.device: cuda, but this machine shows no GPU; set it to cpu or auto")
@@ -71,16 +75,22 @@ def _beyond_this_machine(parallel: Parallel, gpus: int) -> list[str]:
         problems.append(
             "parallel.sync_batch_norm: torch offers it on GPUs only, and this run has none; set it to false"
         )
-    if gpus and wanted != "auto" and wanted > gpus:
+    if gpus and wanted != "auto" and wanted * replicas > gpus:
+        of = f" of each of {replicas} replicas" if replicas > 1 else ""
         problems.append(
-            f"parallel.workers: {wanted} workers but {gpus} GPUs; start at most one worker per GPU, or set "
-            "parallel.device to cpu"
+            f"parallel.workers: {wanted} workers{of} but {gpus} GPUs; start at most one worker per GPU, or "
+            "set parallel.device to cpu"
         )
     return problems
 
 
 def refuse_other_launcher(config: Config, started_by: str) -> None:
     """Raise ConfigError where torchrun or srun started workers for a mode that starts them itself."""
+    if config.parallel.replicas > 1 and find_replica() is None:
+        raise ConfigError(
+            f"parallel.replicas: several replicas are started by dist-train run, but {started_by} started "
+            "this process as a worker; run the command once, by itself"
+        )
     if config.parallel.has_server:
         raise ConfigError(
             f"parallel.mode: {config.parallel.mode} starts its workers itself, through Ray, but {started_by} "

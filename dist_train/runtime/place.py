@@ -14,6 +14,9 @@ from dist_train.errors import ConfigError
 
 PORTS = range(20_000, 60_000)
 
+_REPLICA = "DIST_TRAIN_REPLICA"
+_REPLICAS_PID = "DIST_TRAIN_REPLICAS_PID"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -36,6 +39,8 @@ class Place:
     listen_fd: int | None = None
     pulse: Path | None = None
     launcher_pid: int | None = None
+    # Which of several models this worker trains.
+    replica: int = 0
 
     @property
     def host(self) -> str:
@@ -55,6 +60,17 @@ def find_place(environment: Mapping[str, str] | None = None) -> Place | None:
     if "SLURM_STEP_ID" in env and _integer(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return _from_slurm(env)
     return None
+
+
+def find_replica(environment: Mapping[str, str] | None = None) -> tuple[int, int] | None:
+    """Return which of several replicas this process starts, and the process that started it; or None."""
+    env = os.environ if environment is None else environment
+    return (_integer(env, _REPLICA), _integer(env, _REPLICAS_PID)) if _REPLICA in env else None
+
+
+def replica_variables(number: int, pid: int) -> dict[str, str]:
+    """Return what tells a process which of several replicas it starts, for process ``pid``."""
+    return {_REPLICA: str(number), _REPLICAS_PID: str(pid)}
 
 
 def set_unless_given(variable: str, text: str) -> None:
@@ -101,6 +117,7 @@ def _from_torchrun(env: Mapping[str, str]) -> Place:
         listen_fd=_integer(env, "DIST_TRAIN_LISTEN_FD") if "DIST_TRAIN_LISTEN_FD" in env else None,
         pulse=Path(pulse) if pulse is not None else None,
         launcher_pid=_integer(env, "DIST_TRAIN_LAUNCHER_PID") if launched else None,
+        replica=_integer(env, _REPLICA, 0),
     )
 
 

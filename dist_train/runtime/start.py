@@ -12,6 +12,7 @@ from typing import Any
 from dist_train.config import Config, load_config
 from dist_train.errors import FAILED, REFUSED, ConfigError, TrainingError
 from dist_train.layout import CHECKPOINTS, CONFIG
+from dist_train.runtime import children
 from dist_train.runtime import run_dir as directories
 from dist_train.runtime.launcher import Job, launch
 from dist_train.runtime.opening import (
@@ -26,7 +27,7 @@ from dist_train.runtime.opening import (
     with_workers,
     write_down,
 )
-from dist_train.runtime.place import find_place
+from dist_train.runtime.place import find_place, find_replica
 from dist_train.watch.aftermath import write_failure
 
 VERIFIED = "verified"
@@ -52,6 +53,8 @@ def run_request(request: Request) -> int:
         from dist_train.runtime.worker_process import be_worker
 
         return be_worker(with_workers(config, place.workers), place, request.run_dir, request.resume)
+    if (replica := find_replica()) is not None:
+        children.die_with_launcher(replica[1])
     status, _ = launch_locally(config, request.run_dir, request.resume)
     return status
 
@@ -85,8 +88,7 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
         before = kept_records(directory)
         for note in open_run_directory(config, directory, resume, os.environ):
             tell(note)
-        workers = f"{config.parallel.workers} worker{'s' if config.parallel.workers != 1 else ''}"
-        tell(f"starting {workers}; run directory: {directory}")
+        tell(f"starting {_crew_of(config)}; run directory: {directory}")
         said: list[str] = []
 
         def say(line: str) -> None:
@@ -97,15 +99,26 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
         if status == REFUSED:
             restore_records(directory, before)
         if status == FAILED:
-            _sum_up(config, directory, "; ".join(said))
+            if config.parallel.replicas == 1 or find_replica() is not None:
+                _sum_up(config, directory, "; ".join(said))
             tell(f"failed; run directory: {directory}")
     return status, directory
+
+
+def _crew_of(config: Config) -> str:
+    workers, replicas = config.parallel.workers, config.parallel.replicas
+    text = f"{workers} worker{'s' if workers != 1 else ''}"
+    return text if replicas == 1 or find_replica() else f"{replicas} replicas of {text}"
 
 
 def _launch(config: Config, directory: Path, resume: str, say: Callable[[str], None]) -> int:
     def on_event(event: dict[str, Any]) -> None:
         write_down(directory, event)
 
+    if config.parallel.replicas > 1 and find_replica() is None:
+        from dist_train.runtime.replicas import launch_replicas
+
+        return launch_replicas(config, directory, resume, os.environ, say, on_event)
     if config.parallel.has_server:
         # Ray is for those who use it.
         from dist_train.runtime.server_launch import launch_server

@@ -37,6 +37,26 @@ def coupling_facts(config: Config, plan: Plan) -> dict[str, str]:
     return facts
 
 
+def replica_facts(config: Config) -> dict[str, str]:
+    """Return the rows, label to text, that several replicas add to a run's arithmetic."""
+    replicas, codistill = config.parallel.replicas, config.codistill
+    if replicas == 1:
+        return {}
+    of_each = f"{counted(int(config.parallel.workers), 'worker')} each"
+    if codistill is None:
+        return {"replicas": f"{replicas} of {of_each}, not coupled: an ensemble"}
+    teachers = {"all": "all others", "ring": "the next one", "pairs": "the other of its pair"}
+    data = {"disjoint": "a part of the data of its own", "same": "all of the data"}
+    ramp = f", rising over {codistill.ramp:,} more" if codistill.ramp else ""
+    heat = f", temperature {codistill.temperature:g}" if codistill.loss != "squared_error" else ""
+    weight = f"weight {codistill.weight:g} after {codistill.burn_in:,} steps{ramp}"
+    return {
+        "replicas": f"{replicas} of {of_each}, each trains on {data[codistill.data]}",
+        "teachers": f"{teachers[codistill.topology]}, as of a snapshot every {codistill.interval:,} steps",
+        "agreement": f"{codistill.loss}{heat}, {weight}",
+    }
+
+
 def _gradient_text(config: Config, plan: Plan) -> str:
     parallel, train = config.parallel, config.train
     size = f"{plan.samples_per_gradient:,} samples"

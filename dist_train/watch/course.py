@@ -60,7 +60,9 @@ class Course:
         restarts: int,
         earlier: Earlier,
         clock: Callable[[], float] = time.monotonic,
+        replica: int = 0,
     ) -> None:
+        self._replica = replica
         self.book = book
         self.workers = workers
         self._config = config
@@ -98,6 +100,7 @@ class Course:
             loss=metrics["loss"],
             metrics={name: value for name, value in metrics.items() if name != "loss"},
             seconds=seconds,
+            replica=self._replica,
             extras=extras or {},
         )
         self.book.validation(line)

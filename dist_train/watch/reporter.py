@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from dist_train.config.schema import Config
 from dist_train.core.learner import Measurement
@@ -30,8 +31,10 @@ class Reporter:
         restarts: int,
         earlier: Earlier,
         clock: Callable[[], float] = time.monotonic,
+        replica: int = 0,
     ) -> None:
-        self._course = Course(book, config, plan.workers, restarts, earlier, clock)
+        self._course = Course(book, config, plan.workers, restarts, earlier, clock, replica)
+        self._replica = replica
         self._book = book
         self._straggler_ratio = config.logging.straggler_ratio
         self._train_size = plan.train_size
@@ -44,11 +47,16 @@ class Reporter:
     def has_validated(self) -> bool:
         return self._course.has_validated
 
-    def measured(self, measured: Measurement, rate: float) -> None:
-        """Report the steps since the last measurement; ``rate`` is the learning rate of the last of them."""
+    def measured(
+        self, measured: Measurement, rate: float, extras: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Report the steps since the last measurement; ``rate`` is the learning rate of the last of them.
+
+        ``extras`` are further figures, by name.
+        """
         self._samples += measured.samples
         self._training_s += measured.seconds
-        self._book.train(self._train_line(measured, rate))
+        self._book.train(replace(self._train_line(measured, rate), extras=dict(extras)))
         slow = self._streaks.after(straggler(measured.times, self._straggler_ratio))
         if slow is not None:
             times = measured.times[slow.rank]
@@ -88,6 +96,7 @@ class Reporter:
             slowest_rank=own.index(max(own)) if len(own) > 1 else None,
             worker_times=tuple(measured.times) if len(own) > 1 else None,
             grad_norm=measured.gradient_norm,
+            replica=self._replica,
         )
 
 

@@ -155,7 +155,10 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
         "parallel: {mode: asynk}",
         ["5:18: parallel.mode: 'asynk' is not one of sync, backup, async, bounded; did you mean async?"],
     ),
-    ("parallel: {replicas: 2}", ["5:22: parallel.replicas: expected 1, found 2"]),
+    (
+        "parallel: {replicas: 2, mode: async}",
+        ["5:12: parallel.replicas: mode async trains one replica; set it to 1, or parallel.mode to sync"],
+    ),
     (
         "parallel: {backups: few}",
         ["5:21: parallel.backups: expected a whole number of at least 0 or auto, found 'few'"],
@@ -195,7 +198,21 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     ("faults: {slow: {0: 0.5}}", ["5:20: faults.slow[0]: expected a number of at least 1, found 0.5"]),
     ("faults: {slow: {'0': x}}", ["5:22: faults.slow[0]: expected a number of at least 1, found 'x'"]),
     ("faults: {slow: 3}", ["5:16: faults.slow: expected a section of worker: factor, found 3"]),
-    ("codistill: {weight: 1}", ["5:12: codistill: expected null, found a section"]),
+    (
+        "codistill: {weight: 1}",
+        ["5:1: codistill: one replica has nobody to learn from; set parallel.replicas to 2 or more"],
+    ),
+    (
+        "codistill: {topology: pairs}\nparallel: {replicas: 3}",
+        [
+            "5:13: codistill.topology: pairs need an even number of replicas, and there are 3; "
+            "set it to all or ring"
+        ],
+    ),
+    (
+        "codistill: {exchange: logits}\nparallel: {replicas: 2}",
+        ["5:23: codistill.exchange: 'logits' is not available; available: checkpoint"],
+    ),
     (
         "parallel: {workers: aut}",
         ["5:21: parallel.workers: expected a whole number above 0 or auto, found 'aut'; did you mean auto?"],

@@ -1,0 +1,40 @@
+"""How replicas teach one another: the section ``codistill`` of the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dist_train.config.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+
+# A teacher that has posted nothing for so many intervals is gone.
+INTERVALS_TO_LIVE = 20
+
+
+class Codistill(Section):
+    """Anil et al. 2018: each replica learns from the others' predictions too; all counts are of updates."""
+
+    # Of the agreement with the teachers, beside the task's loss.
+    weight: NonNegative = 1.0
+    # Updates on the task's loss alone, while predictions are still noise.
+    burn_in: NonNegativeInt = 0
+    # Updates after that over which the weight rises from 0.
+    ramp: NonNegativeInt = 0
+    # Updates between two snapshots that a replica posts.
+    interval: PositiveInt = 50
+    # checkpoint: a frozen copy of each teacher runs beside the model.
+    exchange: Literal["checkpoint"] = "checkpoint"
+    # Who teaches whom: everybody, the next replica in a ring, or two and two.
+    topology: Literal["all", "ring", "pairs"] = "all"
+    # disjoint: each replica trains on a part of its own; same: each on all of it.
+    data: Literal["disjoint", "same"] = "disjoint"
+    # What agreement means: kl (from teacher to student), cross_entropy (with the teacher's probabilities as
+    # labels), or squared_error (of the scores).
+    loss: Literal["kl", "cross_entropy", "squared_error"] = "kl"
+    # Divides the scores of both before the softmax; its square multiplies the loss (Hinton et al. 2015).
+    temperature: Positive = 1.0
+    # A teacher that is further behind is left out; null: 20 intervals.
+    max_age: PositiveInt | None = None
+
+    @property
+    def max_age_in_force(self) -> int:
+        return INTERVALS_TO_LIVE * self.interval if self.max_age is None else self.max_age

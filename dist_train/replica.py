@@ -1,0 +1,76 @@
+"""One of several models: how it learns from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dist_train.config import Config
+from dist_train.core.checkpoint import TEACHERS, Part, load_part, read_manifest
+from dist_train.core.folder_board import FolderBoard
+from dist_train.core.state import State
+from dist_train.core.step import loss_of
+from dist_train.core.teachers import Among, PostedTeachers
+from dist_train.couplings import Coupling
+from dist_train.couplings.codistillation import Codistillation, Outputs
+from dist_train.exchange.collective import Collective
+from dist_train.layout import BOARD
+from dist_train.rules.teaching import teachers_of
+from dist_train.task import Task, scores_of
+
+
+class Replica:
+    """What a worker has to do with other replicas; nothing where there is no section codistill."""
+
+    def __init__(
+        self, config: Config, number: int, run_dir: Path, collective: Collective, leads: bool
+    ) -> None:
+        self.number = number
+        self.teachers: PostedTeachers | None = None
+        self._terms = config.codistill
+        if self._terms is None:
+            return
+        others = teachers_of(number, config.parallel.replicas, self._terms.topology)
+        board = FolderBoard(run_dir.parent / BOARD)
+        # One thread: a post and what is read for the next change follow one another.
+        background = ThreadPoolExecutor(1, thread_name_prefix="board")
+        among = Among(number, others, leads)
+        self.teachers = PostedTeachers(among, self._terms, board, collective, background)
+
+    def coupled(self, inside: Coupling, task: Task, state: State) -> Coupling:
+        """Add what is learnt from the others to what couples the workers of this replica."""
+        if self._terms is None or self.teachers is None:
+            return inside
+
+        def predict(model: nn.Module, batch: Any) -> Tensor:
+            return scores_of(task, loss_of(task, model, batch)[1])
+
+        outputs = Outputs(lambda predictions: scores_of(task, predictions), predict)
+        return Codistillation(inside, self._terms, self.teachers, outputs, lambda: state.counted.updates)
+
+    def on_event(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Have changes of teachers told to ``tell``."""
+        if self.teachers is not None:
+            self.teachers.on_event = tell
+
+    def figures(self, updates: int) -> dict[str, float]:
+        """Return what a line of metrics says of the agreement; asked of all workers at once."""
+        return {} if self.teachers is None else self.teachers.measure(updates)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the teachers that a checkpoint kept, once the model is started; it may have none."""
+        if self.teachers is not None and f"{TEACHERS}.json" in read_manifest(checkpoint).files:
+            self.teachers.restore(load_part(checkpoint, TEACHERS))
+
+    def part(self) -> dict[str, Part]:
+        """Return what a checkpoint keeps of the teachers, by the part's name."""
+        return {} if self.teachers is None else {TEACHERS: self.teachers.part()}
+
+    def close(self) -> None:
+        """Finish what is under way in the background."""
+        if self.teachers is not None:
+            self.teachers.close()

@@ -1,0 +1,67 @@
+"""Who teaches whom among the replicas of a run, on which data, from when on and how much.
+
+Anil et al. 2018, algorithm 1: some updates on the task's loss alone, then the agreement with the others as
+well. All counts are of updates.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_train.rules.sampling import permutation, split
+
+Topology = Literal["all", "ring", "pairs"]
+
+# A part of the data must not depend on the order in which an epoch is drawn.
+_PARTITION = 2**63
+# How many times an interval a replica looks for newer teachers.
+_LOOKS = 8
+
+
+def replica_seed(seed: int, replica: int) -> int:
+    """Return the seed of a replica's initialisation, data order and dropout: replica 0 has the run's."""
+    return seed + replica
+
+
+def teachers_of(replica: int, replicas: int, topology: Topology) -> tuple[int, ...]:
+    """Return the replicas that teach ``replica``, in order; raises ValueError where pairs leave one over."""
+    match topology:
+        case "all":
+            return tuple(other for other in range(replicas) if other != replica)
+        case "ring":
+            return ((replica + 1) % replicas,) if replicas > 1 else ()
+        case "pairs":
+            if replicas % 2:
+                raise ValueError(f"{replicas} replicas cannot be paired")
+            return (replica ^ 1,)
+
+
+def weight_at(updates: int, weight: float, burn_in: int, ramp: int) -> float:
+    """Return the weight of the agreement in the update after ``updates``: 0, then a line, then ``weight``."""
+    if updates < burn_in:
+        return 0.0
+    return weight * min(1.0, (updates - burn_in + 1) / (ramp + 1))
+
+
+def posts_at(updates: int, interval: int) -> bool:
+    """Say whether a replica posts a snapshot once ``updates`` are made."""
+    return updates % interval == 0
+
+
+def looks_at(updates: int, interval: int) -> bool:
+    """Say whether a replica looks for newer teachers once ``updates`` are made."""
+    return updates % max(1, interval // _LOOKS) == 0
+
+
+def rows_of(replica: int, replicas: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows of a training set of ``size`` that are a replica's own, in ascending order.
+
+    The parts are disjoint, near-equal and drawn at random from ``seed``, the same for all replicas: a file
+    that is sorted by label must not give each replica labels of its own.
+    """
+    shuffled = permutation(seed ^ _PARTITION, 0, size)
+    own = split(size, replicas)[replica]
+    return np.sort(shuffled[own.start : own.stop])

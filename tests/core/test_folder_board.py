@@ -1,0 +1,59 @@
+"""Tests of the board as a folder: what a reader sees of a post that is under way, old, or damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train.core.folder_board import FolderBoard
+from dist_train.errors import TrainingError
+from dist_train.exchange.board import KEPT
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> FolderBoard:
+    return FolderBoard(tmp_path / "board")
+
+
+def file_of(tmp_path: Path, version: int) -> Path:
+    return tmp_path / "board" / "replica_0" / f"{version:012d}.safetensors"
+
+
+def test_the_newest_post_wins_and_is_read_whole(board: FolderBoard) -> None:
+    assert board.newest(0) is None
+    for version in (50, 100):
+        board.post(0, version, {"w": torch.full((3,), float(version)), "n": torch.tensor(version)})
+    assert board.newest(0) == 100
+    found = board.read(0, 100)
+    assert (found["w"].tolist(), int(found["n"])) == ([100.0] * 3, 100)
+
+
+def test_a_post_under_way_is_none_yet(board: FolderBoard, tmp_path: Path) -> None:
+    board.post(0, 50, {"w": torch.zeros(1)})
+    file_of(tmp_path, 100).write_bytes(b"half")
+    assert board.newest(0) == 50
+
+
+def test_a_damaged_post_is_refused_by_name(board: FolderBoard, tmp_path: Path) -> None:
+    board.post(0, 50, {"w": torch.zeros(1000)})
+    content = bytearray(file_of(tmp_path, 50).read_bytes())
+    content[-1] ^= 1
+    file_of(tmp_path, 50).write_bytes(content)
+    with pytest.raises(TrainingError, match=r"000000000050.safetensors: not the snapshot that replica 0"):
+        board.read(0, 50)
+
+
+def test_a_post_that_was_taken_down_is_refused_by_name(board: FolderBoard, tmp_path: Path) -> None:
+    for version in range(KEPT + 1):
+        board.post(0, version, {})
+    assert not file_of(tmp_path, 0).exists()
+    with pytest.raises(TrainingError, match=r"000000000000.safetensors: cannot be read"):
+        board.read(0, 0)
+
+
+def test_a_replica_that_went_back_posts_the_same_version_again(board: FolderBoard) -> None:
+    board.post(0, 50, {"w": torch.zeros(1)})
+    board.post(0, 50, {"w": torch.ones(1)})
+    assert board.read(0, 50)["w"].tolist() == [1]

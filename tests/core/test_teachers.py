@@ -1,0 +1,302 @@
+"""Tests of a replica's teachers: taken from a board in the background, changed on all workers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dist_train.config.schema import Codistill
+from dist_train.core.teachers import Among, PostedTeachers
+from dist_train.exchange.board import MemoryBoard
+from dist_train.exchange.collective import Alone
+
+
+class AtOnce(Executor):
+    """Does what it is given before it answers."""
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*given, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class ByHand(AtOnce):
+    """Does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: work(*given, **named)))
+        return future
+
+    def go_on(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for future, work in waiting:
+            future.set_result(work())
+
+
+class Beside:
+    """A group of two in which the other worker says what it is told to say."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.other: Callable[[list[int]], list[int]] = list
+
+    def sum(self, values: Tensor) -> Tensor:
+        return 2 * values
+
+    def gather(self, values: Tensor) -> Tensor:
+        return torch.stack([values, torch.tensor(self.other(values.tolist()), dtype=values.dtype)])
+
+    def tell(self, said: bytes) -> bytes:
+        return said
+
+    def barrier(self) -> None: ...
+
+
+FIRST_OF_TWO = Among(0, (1,), leads=True)
+
+
+def model(weight: float = 0.0) -> nn.Module:
+    made = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    made[0].weight.data.fill_(weight)
+    return made
+
+
+def tensors(weight: float, mean: float = 0.0) -> dict[str, Tensor]:
+    made = model(weight)
+    made[1].running_mean.fill_(mean)  # type: ignore[operator, union-attr]
+    return {name: tensor.clone() for name, tensor in made.state_dict().items()}
+
+
+def teachers(
+    board: MemoryBoard,
+    terms: Codistill | None = None,
+    among: Among = FIRST_OF_TWO,
+    **other: Any,
+) -> tuple[PostedTeachers, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    parts = {"collective": Alone(), "background": AtOnce()} | other
+    made = PostedTeachers(among, terms or Codistill(interval=1), board, **parts)
+    made.on_event = events.append
+    made.begin(model())
+    return made, events
+
+
+def weights(found: PostedTeachers, updates: int) -> list[float]:
+    return [float(each[0].weight) for each in found.in_force(updates)]  # type: ignore[index]
+
+
+def run(found: PostedTeachers, first: int, last: int) -> None:
+    for updates in range(first, last + 1):
+        found.after(updates, taught=False)
+
+
+class TestTakingUp:
+    def test_nobody_teaches_before_the_first_post(self) -> None:
+        found, events = teachers(MemoryBoard())
+        run(found, 1, 10)
+        assert (weights(found, 10), events) == ([], [])
+
+    def test_a_post_is_taken_up_a_few_updates_later(self) -> None:
+        board = MemoryBoard()
+        found, events = teachers(board)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 3)
+        assert weights(found, 3) == [5.0]
+        assert events == [{"event": "teacher", "step": 3, "replica": 1, "version": 4}]
+
+    def test_the_newest_post_wins(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 3)
+        board.post(1, 5, tensors(6.0))
+        board.post(1, 6, tensors(7.0))
+        run(found, 4, 6)
+        assert weights(found, 6) == [7.0]
+
+    def test_its_running_statistics_come_with_it_and_stay_as_they_are(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board)
+        board.post(1, 4, tensors(1.0, mean=3.0))
+        run(found, 1, 3)
+        (teacher,) = found.in_force(3)
+        # (2 - 3) / sqrt(1 + 1e-5), whatever else is in the batch.
+        assert float(teacher(torch.tensor([[2.0], [7.0]]))[0]) == pytest.approx(-1, abs=1e-4)
+        assert float(teacher[1].running_mean) == 3.0  # type: ignore[index]
+
+    def test_it_never_learns(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board)
+        board.post(1, 4, tensors(1.0))
+        run(found, 1, 3)
+        (teacher,) = found.in_force(3)
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+    def test_a_step_does_not_wait_for_the_board(self) -> None:
+        board, background = MemoryBoard(), ByHand()
+        found, _ = teachers(board, background=background)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 20)
+        assert weights(found, 20) == []
+        background.go_on()
+        run(found, 21, 21)
+        background.go_on()
+        run(found, 22, 22)
+        assert weights(found, 22) == [5.0]
+
+    def test_what_cannot_be_read_is_left_for_what_comes_next(self) -> None:
+        class Damaged(MemoryBoard):
+            def read(self, replica: int, version: int) -> dict[str, Tensor]:
+                return super().read(replica, version if version > 4 else -1)
+
+        board = Damaged()
+        found, _ = teachers(board)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 5)
+        assert weights(found, 5) == []
+        board.post(1, 8, tensors(8.0))
+        run(found, 6, 9)
+        assert weights(found, 9) == [8.0]
+
+    def test_several_teach_in_the_order_of_their_numbers(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, among=Among(1, (0, 2), leads=True))
+        for replica in (2, 0):
+            board.post(replica, 1, tensors(float(replica)))
+        run(found, 1, 3)
+        assert weights(found, 3) == [0.0, 2.0]
+
+
+class TestTogether:
+    def test_nobody_changes_before_all_workers_have_it(self) -> None:
+        board, group = MemoryBoard(), Beside()
+        found, _ = teachers(board, collective=group)
+        board.post(1, 4, tensors(5.0))
+        # The other one has nothing loaded yet: newest, loaded, failed.
+        group.other = lambda own: [own[0], -1, 0]
+        run(found, 1, 9)
+        assert weights(found, 9) == []
+        group.other = list
+        run(found, 10, 10)
+        assert weights(found, 10) == [5.0]
+
+    def test_what_one_cannot_read_all_give_up(self) -> None:
+        board, group = MemoryBoard(), Beside()
+        found, _ = teachers(board, collective=group)
+        board.post(1, 4, tensors(5.0))
+        group.other = lambda own: [own[0], -1, int(own[1] == 4)]
+        run(found, 1, 5)
+        group.other = list
+        board.post(1, 8, tensors(8.0))
+        run(found, 6, 9)
+        assert weights(found, 9) == [8.0]
+
+    def test_who_does_not_lead_goes_by_what_the_leader_says(self) -> None:
+        board, group = MemoryBoard(), Beside()
+        found, _ = teachers(board, collective=group, among=Among(0, (1,), leads=False))
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 9)
+        assert weights(found, 9) == []
+
+
+class TestPosting:
+    def test_parameters_and_statistics_are_posted_once_an_interval(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=3))
+        run(found, 1, 7)
+        assert board.newest(0) == 6
+        assert set(board.read(0, 6)) == set(model().state_dict())
+
+    def test_only_the_leading_worker_posts(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, among=Among(0, (1,), leads=False))
+        run(found, 1, 3)
+        assert board.newest(0) is None
+
+    def test_a_post_that_is_under_way_is_not_waited_for(self) -> None:
+        background = ByHand()
+        found, events = teachers(MemoryBoard(), background=background)
+        run(found, 1, 2)
+        assert [event["event"] for event in events] == ["post_skipped"]
+
+    def test_a_board_that_refuses_is_told_of_and_tried_again(self) -> None:
+        class Full(MemoryBoard):
+            def post(self, replica: int, version: int, tensors: Any) -> None:
+                if version == 1:
+                    raise OSError(28, "No space left on device")
+                super().post(replica, version, tensors)
+
+        board = Full()
+        found, events = teachers(board)
+        run(found, 1, 2)
+        assert events[0]["event"] == "post_failed"
+        assert "No space left" in events[0]["warning"]
+        assert board.newest(0) == 2
+
+
+class TestAge:
+    def test_who_has_been_silent_for_too_long_is_left_out_and_named_once(self) -> None:
+        board = MemoryBoard()
+        found, events = teachers(board, Codistill(interval=1, max_age=10))
+        board.post(1, 1, tensors(5.0))
+        run(found, 1, 11)
+        assert weights(found, 11) == [5.0]
+        run(found, 12, 15)
+        assert weights(found, 15) == []
+        (gone,) = (event for event in events if event["event"] == "teacher_gone")
+        assert gone["step"] == 12
+        assert "replica 1" in gone["warning"]
+
+    def test_it_teaches_again_once_it_posts_again(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=1, max_age=10))
+        board.post(1, 1, tensors(5.0))
+        run(found, 1, 15)
+        board.post(1, 14, tensors(6.0))
+        run(found, 16, 18)
+        assert weights(found, 18) == [6.0]
+
+
+class TestFigures:
+    def test_the_agreement_is_a_mean_over_the_updates_that_had_teachers(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board)
+        board.post(1, 2, tensors(5.0))
+        run(found, 1, 3)
+        for updates, parts in ((4, [(1.0, 1.0)]), (5, [(2.0, 0.5), (4.0, 0.5)])):
+            for loss, share in parts:
+                found.agreed(torch.tensor(loss), share)
+            found.after(updates, taught=True)
+        assert found.measure(5) == {"agreement": 2.0, "teacher_age": 3.0}
+        assert found.measure(5) == {}
+
+
+class TestCheckpoints:
+    def test_a_resumed_replica_has_the_teachers_that_it_had(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board)
+        board.post(1, 4, tensors(5.0, mean=2.0))
+        run(found, 1, 3)
+        resumed, _ = teachers(MemoryBoard())
+        resumed.restore(found.part())
+        assert weights(resumed, 3) == [5.0]
+        assert float(resumed.in_force(3)[0][1].running_mean) == 2.0  # type: ignore[index]
+
+    def test_without_teachers_there_is_nothing_to_restore(self) -> None:
+        found, _ = teachers(MemoryBoard())
+        resumed, _ = teachers(MemoryBoard())
+        resumed.restore(found.part())
+        assert weights(resumed, 0) == []

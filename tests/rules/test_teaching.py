@@ -1,0 +1,62 @@
+"""Tests of who teaches whom, when, and on which data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_train.rules.teaching import looks_at, posts_at, replica_seed, rows_of, teachers_of, weight_at
+
+
+class TestTeachers:
+    def test_all_others_teach(self) -> None:
+        assert teachers_of(1, 4, "all") == (0, 2, 3)
+
+    def test_in_a_ring_the_next_one_teaches(self) -> None:
+        assert [teachers_of(each, 3, "ring") for each in range(3)] == [(1,), (2,), (0,)]
+
+    def test_pairs_teach_each_other(self) -> None:
+        assert [teachers_of(each, 4, "pairs") for each in range(4)] == [(1,), (0,), (3,), (2,)]
+
+    def test_an_odd_number_cannot_be_paired(self) -> None:
+        with pytest.raises(ValueError, match="3 replicas"):
+            teachers_of(0, 3, "pairs")
+
+
+class TestWeight:
+    def test_burn_in_is_on_the_task_alone(self) -> None:
+        assert [weight_at(updates, 0.5, 2, 0) for updates in range(4)] == [0, 0, 0.5, 0.5]
+
+    def test_after_it_the_weight_rises_in_a_line(self) -> None:
+        assert [weight_at(updates, 1.0, 1, 3) for updates in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+class TestTimes:
+    def test_a_replica_posts_once_an_interval(self) -> None:
+        assert [updates for updates in range(1, 101) if posts_at(updates, 50)] == [50, 100]
+
+    def test_and_looks_more_often(self) -> None:
+        assert [updates for updates in range(1, 25) if looks_at(updates, 50)] == [6, 12, 18, 24]
+
+    def test_never_less_often_than_every_update(self) -> None:
+        assert all(looks_at(updates, 1) for updates in range(1, 10))
+
+
+class TestData:
+    @given(st.integers(1, 7), st.integers(0, 200), st.integers(0, 2**63 - 1))
+    def test_the_parts_are_near_equal_and_hold_every_row_once(
+        self, replicas: int, size: int, seed: int
+    ) -> None:
+        parts = [rows_of(each, replicas, size, seed) for each in range(replicas)]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(size))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+    def test_a_part_is_no_block_of_a_sorted_file(self) -> None:
+        own = rows_of(0, 2, 1000, seed=1)
+        # Of 500 drawn from 1000, between 200 and 300 are of the first half, but for one time in 10^9.
+        assert 200 < int((own < 500).sum()) < 300
+
+    def test_replica_0_trains_as_the_run_would_alone(self) -> None:
+        assert [replica_seed(7, each) for each in range(3)] == [7, 8, 9]

@@ -1,0 +1,246 @@
+"""Tests of the run of several replicas, with real processes: what each of them does, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED
+from dist_train.runtime.replicas import worst
+
+SMALL = {
+    "name": "small",
+    "task": "digits",
+    "parallel": {"workers": 1, "replicas": 2, "device": "cpu"},
+    "train": {"steps": 12, "batch_size": 16},
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "codistill": {"interval": 2},
+    "logging": {"tensorboard": False, "every_steps": 4},
+    "recovery": {"backoff_s": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "whole"),
+    [
+        ([DONE, DONE], DONE),
+        ([DONE, INTERRUPTED], INTERRUPTED),
+        ([INTERRUPTED, FAILED], FAILED),
+        ([FAILED, REFUSED], REFUSED),
+    ],
+)
+def test_a_run_ends_as_the_worst_of_its_replicas(statuses: list[int], whole: int) -> None:
+    assert worst(statuses) == whole
+
+
+class Program:
+    """One run in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_dir = folder / "run"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str, run_dir: Path | None = None) -> subprocess.Popen[str]:
+        (self.folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+        command = [sys.executable, "-m", "dist_train", "run", "small.yaml", *arguments]
+        command += ["--run-dir", str(run_dir or self.run_dir)]
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            # Sums are added up in an order that depends on the number of threads.
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments: str, run_dir: Path | None = None) -> str:
+        process = self.start(*arguments, run_dir=run_dir)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == DONE, output
+        return output
+
+    def lines(self, replica: int, kind: str) -> list[dict[str, Any]]:
+        file = self.run_dir / f"replica_{replica}" / f"{kind}.jsonl"
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+    def steps(self, replica: int) -> int:
+        return max((line["step"] for line in self.lines(replica, "metrics")), default=0)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
+        return found
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    made = Program(tmp_path)
+    yield made
+    for process in made.processes:
+        for left in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            left.kill()
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    mine = [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(each.info["cmdline"])]
+    assert mine == []
+
+
+def sees(process: subprocess.Popen[str], happened: Callable[[], object], seconds: float = 50) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def launcher_of(process: subprocess.Popen[str], replica: int) -> psutil.Process:
+    """The process that started a replica's workers."""
+    (found,) = (
+        each
+        for each in psutil.Process(process.pid).children()
+        if f"replica_{replica}" in " ".join(each.cmdline())
+    )
+    return found
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_without_weight_replicas_are_the_runs_they_would_be_alone(program: Program, tmp_path: Path) -> None:
+    same = ("codistill={weight: 0, interval: 2, data: same}", "train.deterministic=true")
+    program.run(*same)
+    alone = ("parallel.replicas=1", "codistill=null", "train.deterministic=true")
+    for replica in range(2):
+        own = tmp_path / f"alone_{replica}"
+        program.run(*alone, f"seed={replica}", run_dir=own)
+        together = load_file(program.run_dir / f"replica_{replica}" / "model.safetensors")
+        expected = load_file(own / "model.safetensors")
+        assert together.keys() == expected.keys()
+        assert all(together[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_two_groups_of_two_teach_each_other(program: Program) -> None:
+    output = program.run("parallel.workers=2", "train.steps=60", "faults.step_s=0.1")
+    assert re.search(r"replica 0: done, step 60 +accuracy .*\n.*replica 1: done, step 60 ", output)
+    told = program.summary["replicas"]
+    assert [(each["replica"], each["status"], each["steps"]) for each in told] == [
+        (0, "done", 60),
+        (1, "done", 60),
+    ]
+    assert program.summary["val"] == told[0]["val"]
+    assert program.summary["model"] == str(program.run_dir / "replica_0" / "model.safetensors")
+    for replica in range(2):
+        changes = [line for line in program.lines(replica, "events") if line["event"] == "teacher"]
+        assert changes
+        assert {line["replica"] for line in changes} == {1 - replica}
+        assert program.lines(replica, "metrics")[-2]["agreement"] > 0
+    merged = [json.loads(line) for line in (program.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert {line["replica"] for line in merged} == {0, 1}
+    assert [line["step"] for line in merged] == sorted(line["step"] for line in merged)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_a_killed_replica_starts_again_and_the_other_never_stops(program: Program) -> None:
+    pace = ("faults.step_s=0.05", "train.steps=200", "checkpoint.every_steps=10")
+    process = program.start(*pace)
+    sees(process, lambda: (program.run_dir / "replica_1" / "checkpoints" / "latest").exists())
+    launcher_of(process, 1).kill()
+    before = program.steps(0)
+    sees(process, lambda: program.steps(0) > before + 10)
+    sees(process, lambda: len([each for each in program.lines(1, "events") if each["event"] == "start"]) == 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    assert "replica 1 was killed by SIGKILL; it starts again in 0.1 s, the others go on" in output
+    restarted = [each for each in program.lines(1, "events") if each["event"] == "start"][1]
+    assert restarted["step"] >= 10
+    assert program.summary["status"] == "interrupted"
+    assert program.summary["restarts"] == 1
+
+    program.run(*pace, "train.steps=60", "faults.step_s=0")
+    assert [each["steps"] >= 60 for each in program.summary["replicas"]] == [True, True]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_a_replica_that_resumes_has_the_teacher_it_had(program: Program) -> None:
+    process = program.start("faults.step_s=0.05", "train.steps=400", "checkpoint.every_steps=10")
+    sees(process, lambda: program.steps(0) > 20 and program.steps(1) > 20)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    for replica in range(2):
+        changes = [line for line in program.lines(replica, "events") if line["event"] == "teacher"]
+        folder = program.run_dir / f"replica_{replica}" / "checkpoints"
+        newest = max(folder.glob("step_*"))
+        assert json.loads((newest / "teachers.json").read_text()) == {
+            str(1 - replica): changes[-1]["version"]
+        }
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_no_replica_outlives_the_program(program: Program) -> None:
+    process = program.start("faults.step_s=0.05", "train.steps=1000")
+    sees(process, lambda: program.steps(0) > 0 and program.steps(1) > 0)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= 4
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert left == []
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_a_replica_that_fails_for_good_leaves_the_others_to_their_end(program: Program) -> None:
+    task = program.folder / "sick.py"
+    task.write_text(
+        "import os\nfrom dist_train.tasks.digits import Digits\n\n\nclass Sick(Digits):\n"
+        "    def loss(self, model, batch):\n        if os.environ['DIST_TRAIN_REPLICA'] == '1':\n"
+        "            raise RuntimeError('a bad disk')\n        return super().loss(model, batch)\n"
+    )
+    process = program.start("task=sick.py:Sick")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == FAILED, output
+    assert "replica 1" in output
+    assert "the others go on" in output
+    assert [each["status"] for each in program.summary["replicas"]] == ["done", "failed"]
+    assert "a bad disk" in program.summary["error"]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_torchrun_is_told_that_it_starts_one_replica_only(program: Program) -> None:
+    (program.folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    worker = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, "-m", "dist_train", "run", "small.yaml"]
+    ended = subprocess.run(
+        command, cwd=program.folder, env=os.environ | worker, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == REFUSED
+    assert "parallel.replicas: several replicas are started by dist-train run" in ended.stderr
