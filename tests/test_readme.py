@@ -35,8 +35,8 @@ ELSEWHERE = {
     "--run-dir runs/to-replay": "replay/test_init.py",
     "dist-train replay runs/to-replay": "replay/test_init.py",
 }
-COUPLINGS = ("async", "bounded", "backup", "mixed", "local-steps")
-# What these runs do is tested in faults/; here, that they are what the README says.
+COUPLINGS = ("async", "bounded", "backup", "mixed", "local-steps", "codistill")
+# What these runs do is tested in faults/ and runtime/; here, that they are what the README says.
 DRY = {f"dist-train run configs/digits-{each}.yaml" for each in COUPLINGS}
 
 
@@ -122,6 +122,7 @@ def test_every_coupling_is_one_command(clone, command):
         "backup": "first 2 of 3",
         "mixed": "2 groups of 2 workers",
         "local-steps": "10 local steps",
+        "codistill": "2 of 1 worker each, each trains on a part of the data of its own",
     }
     assert said[name] in printed, printed
 
