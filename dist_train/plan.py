@@ -100,9 +100,7 @@ def _steps_per_gradient(parallel: Parallel) -> int:
 
 def own_size(config: Config, train_size: int) -> int:
     """Return how many samples of a training set a replica trains on: where each has a part, the largest."""
-    codistill = config.codistill
-    disjoint = codistill is not None and codistill.data == "disjoint"
-    return -(-train_size // config.parallel.replicas) if disjoint else train_size
+    return -(-train_size // config.data_parts)
 
 
 @dataclass(frozen=True)

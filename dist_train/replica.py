@@ -19,7 +19,7 @@ from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Outputs
 from dist_train.exchange.collective import Collective
 from dist_train.layout import BOARD
-from dist_train.rules.teaching import teachers_of
+from dist_train.rules.teaching import replica_seed, teachers_of
 from dist_train.task import Task, scores_of
 
 
@@ -30,6 +30,7 @@ class Replica:
         self, config: Config, number: int, run_dir: Path, collective: Collective, leads: bool
     ) -> None:
         self.number = number
+        self.seed = replica_seed(config.seed, number)
         self.teachers: PostedTeachers | None = None
         self._terms = config.codistill
         if self._terms is None:

@@ -103,8 +103,7 @@ def _open(
     place, state = connection.place, learner.state
     origin = agree_on_origin(given.run_dir, given.resume, connection.from_rank_0)
     if origin.path is not None:
-        own_seed = replica_seed(config.seed, replica.number)
-        restore(state, origin.path, place.rank, place.workers, own_seed)
+        restore(state, origin.path, place.rank, place.workers, replica.seed)
     sizes = {"training": size_of(learner.train_data), "validation": size_of(learner.validation_data)}
     connection.compare("data", {"size of the data for": {name: str(size) for name, size in sizes.items()}})
     plan, rescaled = plan_from(config, state, place.workers, sizes["training"])

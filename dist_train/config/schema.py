@@ -363,6 +363,12 @@ class Config(Section):
     # null: replicas, if there are several, know nothing of one another.
     codistill: Codistill | None = None
 
+    @property
+    def data_parts(self) -> int:
+        """How many disjoint parts of the training set there are, one for each replica; 1: all have all."""
+        disjoint = self.codistill is not None and self.codistill.data == "disjoint"
+        return self.parallel.replicas if disjoint else 1
+
     @model_validator(mode="after")
     def _all_goes_together(self) -> Self:
         if found := contradictions(self):

@@ -92,11 +92,10 @@ class Learner:
 
     @cached_property
     def train_data(self) -> Dataset[Any]:
-        config, replicas = self.config, 1
-        whole = made_alike(self.task.train_data, config.seed, self._at.numerics.device)
-        if config.codistill is not None and config.codistill.data == "disjoint":
-            replicas = config.parallel.replicas
-        return whole if replicas == 1 else own_part(whole, self._at.replica, replicas, config.seed)
+        config, at = self.config, self._at
+        whole = made_alike(self.task.train_data, config.seed, at.numerics.device)
+        parts = config.data_parts
+        return whole if parts == 1 else own_part(whole, at.replica, parts, config.seed)
 
     @cached_property
     def validation_data(self) -> Dataset[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_train.config import Config, load_config
 from dist_train.errors import ConfigError
-from dist_train.layout import CONFIG, WEIGHTS
+from dist_train.layout import CONFIG, WEIGHTS, replica_folder
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ def _weights(run_dir: Path, config: Config) -> tuple[Path, ...]:
     replicas = max([config.parallel.replicas, *(number + 1 for number in numbers)])
     if replicas == 1 and not numbers:
         return (run_dir / WEIGHTS,)
-    return tuple(run_dir / f"replica_{number}" / WEIGHTS for number in range(replicas))
+    return tuple(run_dir / replica_folder(number) / WEIGHTS for number in range(replicas))

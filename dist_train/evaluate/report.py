@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_train.layout import replica_folder
 from dist_train.watch.figures import GAP, measure, metric, one_line
 
 LOSS, ENSEMBLE, NOTHING = "loss", "ensemble", "-"
@@ -89,14 +90,9 @@ class Report:
         return rows
 
 
-def replica_name(number: int) -> str:
-    """Name a replica as the folder of its weights is named."""
-    return f"replica_{number}"
-
-
 def _models(run: Measured) -> list[tuple[str, Mapping[str, float]]]:
     together = [] if run.ensemble is None else [(ENSEMBLE, run.ensemble)]
-    return [(replica_name(number), measures) for number, measures in enumerate(run.replicas)] + together
+    return [(replica_folder(number), measures) for number, measures in enumerate(run.replicas)] + together
 
 
 def _record(run: Measured) -> dict[str, Any]:

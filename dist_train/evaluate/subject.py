@@ -21,6 +21,7 @@ from dist_train.core.step import Numerics
 from dist_train.core.weights import load_weights
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluate.delivered import Delivered
+from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.connect import choose_device, numerics_of
 from dist_train.runtime.place import Place
 from dist_train.task import Task
@@ -101,7 +102,7 @@ def _is_missing_file(name: str) -> bool:
 def _model(delivered: Delivered, task: Task, replica: int, weights: Path, device: torch.device) -> nn.Module:
     """Make the model of one replica; what its weights do not hold, such as buffers, comes from its seed."""
     if replica:
-        seed_all(delivered.config.seed + replica)
+        seed_all(replica_seed(delivered.config.seed, replica))
     model = _made(delivered, "model", lambda: placed_model(task, delivered.config, device))
     load_weights(model, weights)
     return model.eval()

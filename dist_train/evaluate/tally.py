@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dist_train.core.evaluation import mean_of, measured
 from dist_train.errors import ConfigError
 from dist_train.evaluate.predictions import ensemble
-from dist_train.evaluate.report import ENSEMBLE, LOSS, Measured, replica_name
+from dist_train.evaluate.report import ENSEMBLE, LOSS, Measured
 from dist_train.evaluate.subject import Subject
+from dist_train.layout import replica_folder
 
 
 class Tally:
@@ -37,10 +38,10 @@ class Tally:
             sums.add(means, size)
             found.append(predictions)
         if len(found) == 1:
-            return {replica_name(0): found[0]}
+            return {replica_folder(0): found[0]}
         together = ensemble([tensor_of(predictions, subject) for predictions in found])
         self._ensemble.add(self._of_ensemble(together, placed), size)
-        return {replica_name(0): found[0], ENSEMBLE: together}
+        return {replica_folder(0): found[0], ENSEMBLE: together}
 
     def measured(self) -> Measured:
         """Return the means over all samples that were added."""

@@ -86,7 +86,7 @@ def _beyond_this_machine(parallel: Parallel, gpus: int, replicas: int) -> list[s
 
 def refuse_other_launcher(config: Config, started_by: str) -> None:
     """Raise ConfigError where torchrun or srun started workers for a mode that starts them itself."""
-    if config.parallel.replicas > 1 and find_replica() is None:
+    if starts_replicas(config):
         raise ConfigError(
             f"parallel.replicas: several replicas are started by dist-train run, but {started_by} started "
             "this process as a worker; run the command once, by itself"
@@ -96,6 +96,11 @@ def refuse_other_launcher(config: Config, started_by: str) -> None:
             f"parallel.mode: {config.parallel.mode} starts its workers itself, through Ray, but {started_by} "
             "started this process as one of them; run the command once, by itself"
         )
+
+
+def starts_replicas(config: Config) -> bool:
+    """Say whether this process starts several replicas, and not one of them."""
+    return config.parallel.replicas > 1 and find_replica() is None
 
 
 def refuse_missing_origin(resume: str) -> None:
@@ -155,12 +160,3 @@ def write_down(directory: Path, event: Mapping[str, Any]) -> None:
     """Append one event to the run's events."""
     with JsonLines(directory / layout.EVENTS) as events:
         events.write(stamped(event))
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    """Read summary.json; empty when there is none."""
-    try:
-        summary: dict[str, Any] = json.loads((directory / layout.SUMMARY).read_text())
-    except (OSError, ValueError):
-        return {}
-    return summary

@@ -20,7 +20,7 @@ from dist_train.config import Config
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED
 from dist_train.layout import CONFIG, LOGS, replica_folder
 from dist_train.rules import recovery
-from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure
+from dist_train.rules.recovery import Attempt, Failure, Restart, Stop, after_failure
 from dist_train.runtime import children
 from dist_train.runtime.children import Child
 from dist_train.runtime.launcher import POLL_S, Signals, available_cpus
@@ -144,7 +144,7 @@ class _Run:
         )
         replica.attempts.append(Attempt(replica.started_from, failure))
         on_event({"event": "replica_failure", "replica": number, "status": status, "error": what})
-        decision: Any = Stop("its workers failed, and its own launcher gave them up")
+        decision: Restart | Stop = Stop("its workers failed, and its own launcher gave them up")
         if killed:
             decision = after_failure(replica.attempts, self._limits)
         if isinstance(decision, Stop):

@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_train.config import Config, load_config
 from dist_train.errors import FAILED, REFUSED, ConfigError, TrainingError
-from dist_train.layout import CHECKPOINTS, CONFIG
+from dist_train.layout import CHECKPOINTS, CONFIG, SUMMARY
 from dist_train.runtime import children
 from dist_train.runtime import run_dir as directories
 from dist_train.runtime.launcher import Job, launch
@@ -19,16 +19,17 @@ from dist_train.runtime.opening import (
     kept_records,
     newest_step,
     open_run_directory,
-    read_summary,
     refuse_impossible,
     refuse_missing_origin,
     refuse_other_launcher,
     restore_records,
+    starts_replicas,
     with_workers,
     write_down,
 )
 from dist_train.runtime.place import find_place, find_replica
 from dist_train.watch.aftermath import write_failure
+from dist_train.watch.summary import read_summary
 
 VERIFIED = "verified"
 
@@ -71,7 +72,7 @@ def train(config: Config, run_dir: Path | str | None = None, resume: str = "auto
             "train() starts workers itself; under torchrun or srun use: -m dist_train run CONFIG.yaml"
         )
     status, used = launch_locally(config, directory, resume)
-    summary = read_summary(used)
+    summary = read_summary(used / SUMMARY)
     if status == REFUSED:
         raise ConfigError("a worker refused the configuration; its message is above")
     if status == FAILED:
@@ -99,7 +100,7 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
         if status == REFUSED:
             restore_records(directory, before)
         if status == FAILED:
-            if config.parallel.replicas == 1 or find_replica() is not None:
+            if not starts_replicas(config):
                 _sum_up(config, directory, "; ".join(said))
             tell(f"failed; run directory: {directory}")
     return status, directory
@@ -108,14 +109,14 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
 def _crew_of(config: Config) -> str:
     workers, replicas = config.parallel.workers, config.parallel.replicas
     text = f"{workers} worker{'s' if workers != 1 else ''}"
-    return text if replicas == 1 or find_replica() else f"{replicas} replicas of {text}"
+    return f"{replicas} replicas of {text}" if starts_replicas(config) else text
 
 
 def _launch(config: Config, directory: Path, resume: str, say: Callable[[str], None]) -> int:
     def on_event(event: dict[str, Any]) -> None:
         write_down(directory, event)
 
-    if config.parallel.replicas > 1 and find_replica() is None:
+    if starts_replicas(config):
         from dist_train.runtime.replicas import launch_replicas
 
         return launch_replicas(config, directory, resume, os.environ, say, on_event)

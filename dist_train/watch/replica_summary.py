@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from dist_train.watch.aftermath import readable
 from dist_train.watch.atomic import replacing
 from dist_train.watch.figures import metric
 from dist_train.watch.records import to_json
-from dist_train.watch.summary import Summary, write_summary
+from dist_train.watch.summary import Summary, read_summary, write_summary
 
 # What the summary says of each replica.
 OF_EACH = (
@@ -33,9 +32,8 @@ OF_EACH = (
 def sum_up(config: Config, directory: Path, status: int, wall_s: float, restarts: int) -> list[str]:
     """Write the run's summary and its metrics: those of all replicas, in the order of steps.
 
-    Returns a line for a person about each of them.
-    What the run delivers is fixed beforehand: replica 0, never the best of them (Anil et al. 2018, section
-    4.2, take one copy without looking).
+    What the run delivers is fixed beforehand: replica 0, never the best of them (Anil et al. 2018 take one
+    copy without looking). Returns a line for a person about each of them.
     """
     replicas = [_summary_of(directory, number) for number in range(config.parallel.replicas)]
     first = replicas[0]
@@ -69,11 +67,8 @@ def _line_of(told: dict[str, Any]) -> str:
 
 
 def _summary_of(directory: Path, number: int) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((directory / replica_folder(number) / SUMMARY).read_text())
-    except (OSError, ValueError):
-        return {"status": "failed", "error": f"replica {number} left no summary"}
-    return found
+    found = read_summary(directory / replica_folder(number) / SUMMARY)
+    return found or {"status": "failed", "error": f"replica {number} left no summary"}
 
 
 def _gather_metrics(config: Config, directory: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -56,7 +56,7 @@ class Reporter:
         """
         self._samples += measured.samples
         self._training_s += measured.seconds
-        self._book.train(replace(self._train_line(measured, rate), extras=dict(extras)))
+        self._book.train(self._train_line(measured, rate, extras))
         slow = self._streaks.after(straggler(measured.times, self._straggler_ratio))
         if slow is not None:
             times = measured.times[slow.rank]
@@ -77,7 +77,7 @@ class Reporter:
         epoch = position.epoch + position.offset / self._train_size
         return Standing(self._counted.updates, self._counted.samples, epoch)
 
-    def _train_line(self, measured: Measurement, rate: float) -> TrainLine:
+    def _train_line(self, measured: Measurement, rate: float, extras: Mapping[str, float]) -> TrainLine:
         at, times = self._standing, mean_times(measured)
         samples_per_s = measured.samples / max(measured.seconds, 1e-9)
         own = [worker.own for worker in measured.times]
@@ -97,6 +97,7 @@ class Reporter:
             worker_times=tuple(measured.times) if len(own) > 1 else None,
             grad_norm=measured.gradient_norm,
             replica=self._replica,
+            extras=dict(extras),
         )
 
 

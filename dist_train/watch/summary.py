@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,6 +44,15 @@ class Summary:
         """Make the object; an optional part that is missing is left out."""
         own = {key: value for key, value in asdict(self).items() if value is not None and key != "extras"}
         return own | dict(self.extras)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a summary; empty when there is none, or none that can be read."""
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ from dist_train.runtime import opening
 from dist_train.runtime.opening import (
     newest_step,
     open_run_directory,
-    read_summary,
     refuse_impossible,
     refuse_other_launcher,
     refuse_unsendable,
@@ -23,6 +22,7 @@ from dist_train.runtime.opening import (
     write_down,
 )
 from dist_train.watch.records import read
+from dist_train.watch.summary import read_summary
 
 
 def configured(**sections: Any) -> Config:
@@ -194,9 +194,9 @@ class TestRunDirectory:
 
 class TestEnd:
     def test_a_missing_or_broken_summary_reads_as_none(self, tmp_path: Path) -> None:
-        assert read_summary(tmp_path) == {}
+        assert read_summary(tmp_path / "summary.json") == {}
         (tmp_path / layout.SUMMARY).write_text("{")
-        assert read_summary(tmp_path) == {}
+        assert read_summary(tmp_path / "summary.json") == {}
 
     def test_events_are_appended_with_their_time(self, tmp_path: Path) -> None:
         for number in range(2):
