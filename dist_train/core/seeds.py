@@ -15,10 +15,11 @@ from dist_train.rules.sampling import sample_seed
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (CPU and the current GPU)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    """Seed Python's, NumPy's and torch's generators (CPU and all GPUs)."""
+    seed_host(seed)
+    # torch.manual_seed asks every kind of device; for a GPU not yet in use it notes down the caller's stack.
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def seed_host(seed: int) -> None:
