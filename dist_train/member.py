@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,15 +32,25 @@ from dist_train.exchange.group import GroupServer
 from dist_train.exchange.server import ALL, Server, Share, Sizes, Turn
 from dist_train.optimizers.outer import moving_rate
 from dist_train.plan import group_count, make_plan
+from dist_train.replica import Post, Replica, by_version
 from dist_train.rules.messages import ValidationPart, Work
 from dist_train.rules.sampling import Run, parts_of
 from dist_train.rules.slices import slices
+from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.connect import Connection, numerics_of
 from dist_train.runtime.place import Place
 from dist_train.task import Task
 
 # Opens this worker's way to the server, for a layout of that many elements and as many buffered values.
 OpenServer = Callable[[int, int], Server]
+
+
+@dataclass(frozen=True)
+class RunOfAll:
+    """The run that a worker belongs to: its directory, and how many workers train in it."""
+
+    directory: Path
+    workers: int
 
 
 @dataclass
@@ -54,10 +65,10 @@ class Member:
     place: Place
 
 
-def serve(config: Config, connection: Connection, workers: int, open_server: OpenServer, turn: Turn) -> None:
-    """Train as one worker of a member until the server says stop; ``workers`` are those of all members."""
-    numerics, place = numerics_of(config, connection.device), connection.place
-    task, state = made(config, connection.device)
+def serve(config: Config, connection: Connection, run: RunOfAll, open_server: OpenServer, turn: Turn) -> None:
+    """Train as one worker of a member until the server says stop."""
+    numerics, place, workers = numerics_of(config, connection.device), connection.place, run.workers
+    task, state = made(config, connection.device, place.replica)
     model = state.model
     layout = Layout.of(model, config.optimizer)
     with connection.collective(facts_of(config, state)) as collective:
@@ -70,22 +81,32 @@ def serve(config: Config, connection: Connection, workers: int, open_server: Ope
             flat.stage_gradients(SideStream(connection.device))
         kept = InnerShape.of(config)
         inner = None if kept is None else InnerState(kept, state.optimizer, layout, model)
+        post = Post(place.replica, run.directory, collective, place.rank, turn.member)
+        replica = Replica(config, post, connection.device)
         coupling = coupling_of(config, connection, workers, server, flat, turn, inner)
+        coupling = replica.coupled(coupling, task, by_version(turn))
         number = turn.member * place.workers + place.rank
-        at = Workplace(place.rank, place.workers, numerics, collective, connection.phase, number)
+        at = Workplace(
+            place.rank, place.workers, numerics, collective, connection.phase, number, place.replica
+        )
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
         begin(member, workers, inner)
+        learner = member.learner
+        turn.figures = lambda: replica.with_lessons(learner.figures())
+        replica.take_newest(turn.version.number)
         train(member)
-        member.learner.close()
+        replica.settle()
+        replica.close()
+        learner.close()
         collective.barrier()
 
 
-def made(config: Config, device: torch.device) -> tuple[Task, State]:
-    """Make a worker's task and state from the run's seed.
+def made(config: Config, device: torch.device, replica: int = 0) -> tuple[Task, State]:
+    """Make a worker's task and state from its replica's seed.
 
     The server has the optimizer: without local steps, what a member does by itself is plain descent.
     """
-    seed_all(config.seed)
+    seed_all(replica_seed(config.seed, replica))
     task = tasks.make(config)
     model = placed_model(task, config, device)
     local = config.parallel.outer_in_force is not None

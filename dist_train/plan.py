@@ -239,6 +239,7 @@ def make_plan(
             warmup=_warmup(config, lengths),
             decay=_decay(config, lengths, total, peak),
             rewarms=tuple(rewarms),
+            decay_factors=_decay_factors(config, lengths),
         ),
         length=config.train.length,
         quorum=taken,
@@ -306,6 +307,14 @@ def _warmup(config: Config, lengths: Lengths) -> rules.Warmup | None:
         return None
     start = config.optimizer.lr if warmup.start_lr is None else warmup.start_lr
     return rules.Warmup(lengths.samples(warmup), start, gradual=warmup.kind == "gradual")
+
+
+def _decay_factors(config: Config, lengths: Lengths) -> tuple[tuple[float, float], ...]:
+    steps = config.schedule.weight_decay
+    if steps is None:
+        return ()
+    pairs = zip(steps.milestones, steps.factors, strict=True)
+    return tuple((milestone * lengths.epoch, factor) for milestone, factor in pairs)
 
 
 def _decay(config: Config, lengths: Lengths, total: int, peak: float) -> rules.Decay:

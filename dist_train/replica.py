@@ -2,76 +2,184 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dist_train.config import Config
+from dist_train.config.schema import Codistill
 from dist_train.core.checkpoint import TEACHERS, Part, load_part, read_manifest
 from dist_train.core.folder_board import FolderBoard
+from dist_train.core.lessons import Lessons
+from dist_train.core.peers import Peers
 from dist_train.core.state import State
 from dist_train.core.step import loss_of
 from dist_train.core.teachers import Among, PostedTeachers
 from dist_train.couplings import Coupling
-from dist_train.couplings.codistillation import Codistillation, Outputs
+from dist_train.couplings.codistillation import Codistillation, Progress
+from dist_train.errors import ConfigError
 from dist_train.exchange.collective import Collective
-from dist_train.layout import BOARD
+from dist_train.exchange.server import Figures, Turn
+from dist_train.layout import BOARD, EVENTS, replica_folder
+from dist_train.rules.teacher_script import Script
 from dist_train.rules.teaching import replica_seed, teachers_of
+from dist_train.runtime.line import Line
+from dist_train.runtime.place import relay_address
 from dist_train.task import Task, scores_of
+from dist_train.watch.records import read
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where a worker stands: its replica's ``number`` and run directory, its group, and its place in it.
+
+    ``turn`` counts the groups of its replica before its own, ``rank`` the workers of the group before it.
+    """
+
+    number: int
+    run_dir: Path
+    collective: Collective
+    rank: int = 0
+    turn: int = 0
 
 
 class Replica:
     """What a worker has to do with other replicas; nothing where there is no section codistill."""
 
-    def __init__(
-        self, config: Config, number: int, run_dir: Path, collective: Collective, leads: bool
-    ) -> None:
-        self.number = number
-        self.seed = replica_seed(config.seed, number)
-        self.teachers: PostedTeachers | None = None
-        self._terms = config.codistill
-        if self._terms is None:
-            return
-        others = teachers_of(number, config.parallel.replicas, self._terms.topology)
-        board = FolderBoard(run_dir.parent / BOARD)
-        # One thread: a post and what is read for the next change follow one another.
-        background = ThreadPoolExecutor(1, thread_name_prefix="board")
-        among = Among(number, others, leads)
-        self.teachers = PostedTeachers(among, self._terms, board, collective, background)
+    def __init__(self, config: Config, post: Post, device: torch.device) -> None:
+        self.number = post.number
+        self.seed = replica_seed(config.seed, post.number)
+        self._config = config
+        self._post = post
+        self._lessons = Lessons(device)
+        self._posted: PostedTeachers | None = None
 
-    def coupled(self, inside: Coupling, task: Task, state: State) -> Coupling:
+    def coupled(self, inside: Coupling, task: Task, progress: Progress) -> Coupling:
         """Add what is learnt from the others to what couples the workers of this replica."""
-        if self._terms is None or self.teachers is None:
+        terms = self._config.codistill
+        if terms is None:
             return inside
+
+        def scores(predictions: Tensor) -> Tensor:
+            return scores_of(task, predictions)
+
+        teachers = self._peers(terms) if terms.by_prediction else self._from_the_board(terms, task)
+        return Codistillation(inside, terms, teachers, scores, progress, self._lessons)
+
+    def _from_the_board(self, terms: Codistill, task: Task) -> PostedTeachers:
+        post, parallel = self._post, self._config.parallel
 
         def predict(model: nn.Module, batch: Any) -> Tensor:
             return scores_of(task, loss_of(task, model, batch)[1])
 
-        outputs = Outputs(lambda predictions: scores_of(task, predictions), predict)
-        return Codistillation(inside, self._terms, self.teachers, outputs, lambda: state.counted.updates)
+        self._posted = PostedTeachers(
+            Among(self.number, self._teachers(terms), leads=post.rank == 0, turn=post.turn),
+            terms,
+            FolderBoard(post.run_dir.parent / BOARD, terms.keep_posts),
+            predict,
+            post.collective,
+            # One thread: a post and what is read for the next change follow one another.
+            ThreadPoolExecutor(1, thread_name_prefix="board"),
+            None if terms.schedule is None else script_of(Path(terms.schedule), self.number),
+            parallel.timeout_s,
+        )
+        self._posted.on_event = _log
+        return self._posted
+
+    def _peers(self, terms: Codistill) -> Peers:
+        line, who = Line(relay_address()), (self._post.rank, self.number, self._teachers(terms))
+        return Peers(lambda place, scores: line.ask("swap", *who, place, scores))
+
+    def _teachers(self, terms: Codistill) -> tuple[int, ...]:
+        return teachers_of(self.number, self._config.parallel.replicas, terms.topology)
 
     def on_event(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        """Have changes of teachers told to ``tell``."""
-        if self.teachers is not None:
-            self.teachers.on_event = tell
+        """Have changes of teachers told to ``tell``, and not to the log."""
+        if self._posted is not None:
+            self._posted.on_event = tell
+
+    # -- figures ---------------------------------------------------------------------------------------
 
     def figures(self, updates: int) -> dict[str, float]:
         """Return what a line of metrics says of the agreement; asked of all workers at once."""
-        return {} if self.teachers is None else self.teachers.measure(updates)
+        if self._config.codistill is None:
+            return {}
+        agreement = self._lessons.of_all(self._post.collective)
+        if agreement is None:
+            return {}
+        versions = {} if self._posted is None else self._posted.versions
+        age = {"teacher_age": float(updates - min(versions.values()))} if versions else {}
+        return {"agreement": agreement, **age}
+
+    def with_lessons(self, figures: Figures) -> Figures:
+        """Add what a member of a parameter server has learnt since its last gradient."""
+        if self._posted is None:
+            return figures
+        versions = tuple(self._posted.versions.items())
+        return replace(figures, agreement=self._lessons.own(), teachers=versions)
+
+    # -- beginning and end -----------------------------------------------------------------------------
 
     def restore(self, checkpoint: Path) -> None:
         """Take the teachers that a checkpoint kept, once the model is started; it may have none."""
-        if self.teachers is not None and f"{TEACHERS}.json" in read_manifest(checkpoint).files:
-            self.teachers.restore(load_part(checkpoint, TEACHERS))
+        if self._posted is not None and f"{TEACHERS}.json" in read_manifest(checkpoint).files:
+            self._posted.restore(load_part(checkpoint, TEACHERS))
+
+    def take_newest(self, updates: int) -> None:
+        """Take the teachers that are on the board, once the model is started."""
+        if self._posted is not None:
+            self._posted.take_newest(updates)
 
     def part(self) -> dict[str, Part]:
         """Return what a checkpoint keeps of the teachers, by the part's name."""
-        return {} if self.teachers is None else {TEACHERS: self.teachers.part()}
+        return {} if self._posted is None else {TEACHERS: self._posted.part()}
+
+    def settle(self) -> None:
+        """Finish what is under way in the background, and tell how it went."""
+        if self._posted is not None:
+            self._posted.settle()
 
     def close(self) -> None:
-        """Finish what is under way in the background."""
-        if self.teachers is not None:
-            self.teachers.close()
+        if self._posted is not None:
+            self._posted.close()
+
+
+def by_count(state: State) -> Progress:
+    """Say how far a worker is that counts its updates once it has made them."""
+    return Progress(lambda: state.counted.updates, lambda: state.counted.updates + 1)
+
+
+def by_version(turn: Turn) -> Progress:
+    """Say how far a member of a parameter server is: by what it read, and between two gradients only."""
+    begun = turn.version.number
+
+    def before() -> int:
+        nonlocal begun
+        if turn.part == 0:
+            begun = turn.version.number
+        return begun
+
+    return Progress(before, lambda: turn.version.number if turn.is_last else begun)
+
+
+def script_of(run_dir: Path, replica: int) -> Script:
+    """Read when a replica of an earlier run changed its teachers; ConfigError if that cannot be known."""
+    file = run_dir / replica_folder(replica) / EVENTS
+    if not file.exists():
+        raise ConfigError(f"codistill.schedule: {file} is not there; give the directory of a run of replicas")
+    return Script.of(read(file))
+
+
+def _log(event: dict[str, Any]) -> None:
+    if "warning" in event:
+        log.warning("%s", event["warning"])
+    else:
+        log.info("%s", event)

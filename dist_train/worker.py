@@ -22,7 +22,7 @@ from dist_train.errors import DONE, INTERRUPTED
 from dist_train.exchange.agreement import StopAgreement
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
-from dist_train.replica import Replica
+from dist_train.replica import Post, Replica, by_count
 from dist_train.rules.teaching import replica_seed
 from dist_train.rules.timetable import Timetable
 from dist_train.runtime.connect import Connection, describe_device, numerics_of
@@ -76,9 +76,9 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         rank, workers, phase = place.rank, place.workers, connection.phase
         at = Workplace(rank, workers, numerics, collective, phase, rank, place.replica)
-        replica = Replica(config, place.replica, given.run_dir, collective, leads=rank == 0)
+        replica = Replica(config, Post(place.replica, given.run_dir, collective, rank), connection.device)
         parts.callback(replica.close)
-        coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, state)
+        coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))
         learner = Learner(config, task, state, coupling, at)
         training = _open(config, connection, given, learner, replica, stop, parts)
         interrupted = _train(training)
@@ -178,6 +178,7 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     """Save what there is; when training is over, deliver the weights."""
     learner, reporter = training.learner, training.reporter
     connection.phase("finishing", learner.state.counted.updates)
+    training.replica.settle()
     if learner.has_unmeasured_steps:
         training.measured(learner.rate)
     if not interrupted and not reporter.has_validated:

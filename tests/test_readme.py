@@ -247,6 +247,7 @@ def expected_tables():
     for name in ("server", "cluster"):
         expected[f"parallel.{name}"] = defaults(shape.section_of(inside("parallel")[name]))
     expected["codistill"] = defaults(shape.section_of(shape.keys(Config)["codistill"]))
+    expected["schedule.weight_decay"] = defaults(shape.section_of(inside("schedule")["weight_decay"]))
     expected["logging.profile"] = defaults(shape.section_of(inside("logging")["profile"], {}))
     return expected
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dist_train.config.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
 
@@ -21,8 +23,9 @@ class Codistill(Section):
     ramp: NonNegativeInt = 0
     # Updates between two snapshots that a replica posts.
     interval: PositiveInt = 50
-    # checkpoint: a frozen copy of each teacher runs beside the model.
-    exchange: Literal["checkpoint"] = "checkpoint"
+    # checkpoint: a frozen copy of each teacher runs beside the model; prediction: replicas train on the same
+    # batches and send each other what they predict of them.
+    exchange: Literal["checkpoint", "prediction"] = "checkpoint"
     # Who teaches whom: everybody, the next replica in a ring, or two and two.
     topology: Literal["all", "ring", "pairs"] = "all"
     # disjoint: each replica trains on a part of its own; same: each on all of it.
@@ -34,6 +37,17 @@ class Codistill(Section):
     temperature: Positive = 1.0
     # A teacher that is further behind is left out; null: 20 intervals.
     max_age: PositiveInt | None = None
+    # Posts of each replica that stay on the board. all: a replay and a schedule need those that were used.
+    keep_posts: Annotated[int, Field(ge=2, strict=True)] | Literal["all"] = 3
+    # A run of several replicas whose changes of teachers are followed, to the update.
+    schedule: str | None = None
+    # Exchange by prediction: how long a replica waits for one that is silent, before it goes on without it.
+    patience_s: Positive = 10.0
+
+    @property
+    def by_prediction(self) -> bool:
+        """Whether replicas train on the same batches, each on all of the data."""
+        return self.exchange == "prediction"
 
     @property
     def max_age_in_force(self) -> int:

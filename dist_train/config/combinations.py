@@ -13,6 +13,7 @@ from dist_train.config.parallel import DelayCompensated, ElasticOuter, InverseDa
 from dist_train.config.problems import ROOT, KeyPath, dotted
 
 if TYPE_CHECKING:
+    from dist_train.config.codistill import Codistill
     from dist_train.config.schema import Config, Faults
 
 Contradiction = tuple[KeyPath, str]
@@ -43,7 +44,13 @@ def contradictions(config: Config) -> list[Contradiction]:
     """Return everything in ``config`` that cannot go together, in the order of its keys."""
     parallel = config.parallel
     found = [*_batch(config), *_mode(parallel), *_damping(parallel), *_downpour(parallel)]
-    found += [*_local_steps(parallel), *_groups_of_one(config), *_batch_norm(config), *_replicas(config)]
+    found += [
+        *_local_steps(parallel),
+        *_groups_of_one(config),
+        *_batch_norm(config),
+        *_replicas(config),
+        *_weight_decay(config),
+    ]
     if parallel.workers != "auto":
         found += [*_workers(parallel, parallel.workers), *_slow(config.faults, parallel.workers)]
     return found
@@ -84,9 +91,6 @@ def _mode(parallel: Parallel) -> Iterator[Contradiction]:
 def _replicas(config: Config) -> Iterator[Contradiction]:
     """Several models, and how they teach one another."""
     parallel, codistill = config.parallel, config.codistill
-    if parallel.replicas > 1 and parallel.has_server:
-        text = f"mode {parallel.mode} trains one replica; set it to 1, or parallel.mode to sync"
-        yield _key("replicas"), text
     if codistill is None:
         return
     if parallel.replicas == 1:
@@ -94,6 +98,31 @@ def _replicas(config: Config) -> Iterator[Contradiction]:
     elif codistill.topology == "pairs" and parallel.replicas % 2:
         text = f"pairs need an even number of replicas, and there are {parallel.replicas}"
         yield ("codistill", "topology"), f"{text}; set it to all or ring"
+    if codistill.by_prediction:
+        yield from _by_prediction(parallel, codistill)
+    if codistill.schedule is not None:
+        yield from _scheduled(parallel, codistill)
+
+
+def _by_prediction(parallel: Parallel, codistill: Codistill) -> Iterator[Contradiction]:
+    if parallel.has_server:
+        text = f"in mode {parallel.mode} no two replicas are at the same batch; set it to checkpoint"
+        yield ("codistill", "exchange"), f"{text}, or parallel.mode to sync"
+    if codistill.data != "same":
+        text = "predictions are exchanged of the same batches; set it to same, or codistill.exchange to"
+        yield ("codistill", "data"), f"{text} checkpoint"
+
+
+def _scheduled(parallel: Parallel, codistill: Codistill) -> Iterator[Contradiction]:
+    path = ("codistill", "schedule")
+    if codistill.by_prediction:
+        yield path, "exchange prediction has no teachers to change; set it to null"
+    elif parallel.has_server:
+        text = f"mode {parallel.mode} is repeated by dist-train replay; set it to null"
+        yield path, text
+    elif codistill.keep_posts != "all":
+        text = "a replica may need a post long after it was made; set it to all"
+        yield ("codistill", "keep_posts"), text
 
 
 def _damping(parallel: Parallel) -> Iterator[Contradiction]:
@@ -157,6 +186,12 @@ def _groups_of_one(config: Config) -> Iterator[Contradiction]:
         if getattr(parallel, name) != off:
             text = f"groups of one worker have no all-reduce; set it to {str(off).lower()}"
             yield _key(name), f"{text}, or parallel.group_size above 1"
+
+
+def _weight_decay(config: Config) -> Iterator[Contradiction]:
+    if config.parallel.has_server and config.schedule.weight_decay is not None:
+        text = f"mode {config.parallel.mode} keeps the optimizer's weight decay throughout; set it to null"
+        yield ("schedule", "weight_decay"), text
 
 
 def _batch_norm(config: Config) -> Iterator[Contradiction]:

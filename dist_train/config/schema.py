@@ -240,12 +240,31 @@ AnyDecay = Annotated[
 ]
 
 
+class WeightDecaySteps(Section):
+    """From each milestone, in epochs, on: what optimizer.weight_decay is multiplied by."""
+
+    milestones: tuple[Positive, ...]
+    factors: tuple[NonNegative, ...]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, found {list(self.milestones)}")
+        if len(self.milestones) != len(self.factors):
+            raise ValueError(
+                f"{len(self.milestones)} milestones need as many factors, found {len(self.factors)}"
+            )
+        return self
+
+
 class Schedule(Section):
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     # The batch that optimizer.lr was tuned for; null: no scaling, whatever the batch.
     base_batch: PositiveInt | None = None
     warmup: AnyWarmup = NoWarmup()
     decay: AnyDecay = ConstantDecay()
+    # Codistillation regularises, so that a run may need less of it (Sodhani et al. 2020); null: none.
+    weight_decay: WeightDecaySteps | None = None
     # When a run resumes with another global batch: climb from the old rate to the new over this span.
     rewarm: Span | None = None
 
@@ -368,6 +387,11 @@ class Config(Section):
         """How many disjoint parts of the training set there are, one for each replica; 1: all have all."""
         disjoint = self.codistill is not None and self.codistill.data == "disjoint"
         return self.parallel.replicas if disjoint else 1
+
+    @property
+    def draws_alike(self) -> bool:
+        """Whether all replicas draw the same samples in the same order."""
+        return self.codistill is not None and self.codistill.by_prediction
 
     @model_validator(mode="after")
     def _all_goes_together(self) -> Self:

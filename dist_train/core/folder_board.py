@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,21 +24,35 @@ from dist_train.exchange.board import KEPT
 
 
 class FolderBoard:
-    def __init__(self, folder: Path) -> None:
+    """``keep`` posts of each replica stay, or ``"all"``. TrainingError where there is no such folder."""
+
+    def __init__(self, folder: Path, keep: int | Literal["all"] = KEPT) -> None:
+        if not folder.is_dir():
+            raise TrainingError(
+                f"{folder}: no such folder on {socket.gethostname()}; give --run-dir a place on a file "
+                "system that all machines share"
+            )
         self._folder = folder
+        self._keep = keep
 
     def post(self, replica: int, version: int, tensors: Mapping[str, Tensor]) -> None:
         place = self._place(replica)
-        place.mkdir(parents=True, exist_ok=True)
-        draft = place / f".{version}.draft"
-        record = write_tensors(draft, tensors)
-        draft.rename(self._file(replica, version))
-        note = place / f".{version}.note"
-        note.write_text(json.dumps(asdict(record)))
-        note.rename(self._note(replica, version))
-        for old in self._versions(replica)[:-KEPT]:
-            self._note(replica, old).unlink(missing_ok=True)
-            self._file(replica, old).unlink(missing_ok=True)
+        place.mkdir(exist_ok=True)
+        # Two groups of a replica may post at once.
+        name = f".{version}.{secrets.token_hex(4)}"
+        draft, note = place / f"{name}.draft", place / f"{name}.note"
+        try:
+            record = write_tensors(draft, tensors)
+            draft.rename(self._file(replica, version))
+            note.write_text(json.dumps(asdict(record)))
+            note.rename(self._note(replica, version))
+        finally:
+            draft.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+        if self._keep != "all":
+            for old in self._versions(replica)[: -self._keep]:
+                self._note(replica, old).unlink(missing_ok=True)
+                self._file(replica, old).unlink(missing_ok=True)
 
     def newest(self, replica: int) -> int | None:
         return max(self._versions(replica), default=None)

@@ -36,10 +36,10 @@ from dist_train.couplings import Coupling
 from dist_train.errors import TrainingError
 from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures
-from dist_train.optimizers import set_rate
+from dist_train.optimizers import set_rate, set_weight_decay
 from dist_train.plan import Plan
 from dist_train.rules.sampling import BEGINNING, Cursor, samples_in
-from dist_train.rules.schedule import learning_rate, momentum
+from dist_train.rules.schedule import learning_rate, momentum, weight_decay_factor
 from dist_train.rules.straggler import StepTimes
 from dist_train.rules.teaching import replica_seed
 from dist_train.task import Task
@@ -111,7 +111,7 @@ class Learner:
         self.plan = plan
         config, at, model = self.config, self._at, self.state.model
         counted = self.state.counted
-        own_seed = replica_seed(config.seed, at.replica)
+        own_seed = config.seed if config.draws_alike else replica_seed(config.seed, at.replica)
         counted.seed = own_seed if counted.seed is None else counted.seed
         counted.train_size = plan.train_size
         last_batch = config.train.last_batch
@@ -163,7 +163,10 @@ class Learner:
         ``batches`` yields this worker's share of the step's ``count`` samples.
         """
         sizes = [len(offsets) for offsets in self._share.batches(count)]
-        set_rate(self.state.optimizer, rate, momentum(self.plan.schedule, self.state.counted.samples))
+        schedule, samples = self.plan.schedule, self.state.counted.samples
+        set_rate(self.state.optimizer, rate, momentum(schedule, samples))
+        if (factor := weight_decay_factor(schedule, samples)) is not None:
+            set_weight_decay(self.state.optimizer, self.config.optimizer, factor)
         self._gradients(batches, sizes, count, self._loss_sum)
         if self._delays is not None:
             self._delays(self._clock)

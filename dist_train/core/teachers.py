@@ -1,13 +1,14 @@
 """The teachers of a replica: frozen copies of other replicas, kept up to date from a board in the background.
 
-All workers of a replica take up the same version after the same update, so that they minimise one objective;
-a step never waits for the board. The leading worker says which version is wanted, each loads it meanwhile,
-and once all have it they change over together.
+All workers of a group take up the same version after the same update, so that they minimise one objective; a
+step never waits for the board. The leading worker says which version is wanted, each loads it meanwhile, and
+once all have it they change over together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,9 +24,16 @@ from dist_train.core.tensor_files import snapshot
 from dist_train.errors import TrainingError
 from dist_train.exchange.board import Board
 from dist_train.exchange.collective import Collective
-from dist_train.rules.teaching import looks_at, posts_at
+from dist_train.rules.teacher_script import Script
+from dist_train.rules.teaching import looks_every, passes, posts
 
 NONE = -1
+_LOOK_AGAIN_S = 0.02
+
+# What a model predicts of a batch: scores (..., classes).
+Predict = Callable[[nn.Module, Any], Tensor]
+# What there is on the board, by replica.
+Found = Mapping[int, int]
 
 
 @dataclass
@@ -51,57 +59,79 @@ class _Desk:
 
 @dataclass(frozen=True)
 class Among:
-    """Which replica this is, and which ones teach it; ``leads``: this worker posts and says what to load."""
+    """Which replica this is, and which ones teach it; ``leads``: this worker posts and says what to load.
+
+    ``turn`` counts the groups of the replica that post before this one.
+    """
 
     replica: int
     teachers: tuple[int, ...]
     leads: bool
+    turn: int = 0
 
 
 class PostedTeachers:
-    """``background`` does what a step must not wait for."""
+    """``background`` does what a step must not wait for.
+
+    With a ``script`` changes are made as it says, and a post that is still to come is waited for.
+    """
 
     def __init__(
         self,
         among: Among,
         terms: Codistill,
         board: Board,
+        predict: Predict,
         collective: Collective,
         background: Executor,
+        script: Script | None = None,
+        patience_s: float = 300.0,
     ) -> None:
+        self._script = script
+        self._patience_s = patience_s
         self._among = among
         self._terms = terms
         self._board = board
+        self._predict = predict
         self._collective = collective
         self._background = background
         # Where changes are told of.
         self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
         self._desks = {teacher: _Desk() for teacher in among.teachers}
-        self._newest: Future[dict[int, int]] | None = None
+        self._scanning: Future[Found] | None = None
+        self._own_newest = NONE
         self._posting: Future[None] | None = None
         self._copy: dict[str, Tensor] = {}
-        self._sum = torch.zeros((), dtype=torch.float64)
-        self._taught = 0
+        self._updates = 0
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, updates: int) -> None:
         self._model = model
-        self._sum = self._sum.to(next(model.parameters()).device)
+        self._updates = updates
+
+    def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
+        del scores
+        with torch.no_grad():
+            return [self._predict(teacher, batch) for teacher in self.in_force(updates)]
 
     def in_force(self, updates: int) -> Sequence[nn.Module]:
+        """Return the models to agree with in the update after ``updates``; none while none is known."""
         found = []
         for desk in self._desks.values():
             if desk.model is not None and updates - desk.version <= self._terms.max_age_in_force:
                 found.append(desk.model)
         return found
 
-    def agreed(self, loss: Tensor, share: float) -> None:
-        self._sum += loss.double() * share
-
-    def after(self, updates: int, taught: bool) -> None:
-        self._taught += taught
-        if self._among.leads and posts_at(updates, self._terms.interval):
+    def after(self, updates: int) -> None:
+        before, self._updates, interval = self._updates, updates, self._terms.interval
+        among = self._among
+        # Before the burn-in is over it has nothing to teach.
+        ripe = among.leads and updates >= self._terms.burn_in
+        if ripe and posts(before, updates, interval, among.turn, self._own_newest):
             self._post(updates)
-        if looks_at(updates, self._terms.interval):
+        if self._script is not None:
+            for name, version in self._script.after(updates):
+                self._follow(updates, name, version)
+        elif passes(before, updates, looks_every(interval)):
             self._look(updates)
         self._tell_who_is_gone(updates)
 
@@ -112,19 +142,24 @@ class PostedTeachers:
             if not self._posting.done():
                 self.on_event({"event": "post_skipped", "step": updates, "reason": "the last is under way"})
                 return
-            if (error := self._posting.exception()) is not None:
-                self.on_event({"event": "post_failed", "step": updates, "warning": f"board: {error}"})
+            self._tell_failed_post(updates)
         self._copy = snapshot(unique_tensors(self._model), self._copy)
         self._posting = self._background.submit(self._board.post, self._among.replica, updates, self._copy)
+
+    def _tell_failed_post(self, updates: int) -> None:
+        if self._posting is not None and (error := self._posting.exception()) is not None:
+            self.on_event({"event": "post_failed", "step": updates, "warning": f"board: {error}"})
 
     # -- looking ---------------------------------------------------------------------------------------
 
     def _look(self, updates: int) -> None:
         """Change over to what all workers have loaded; agree on what to load next."""
+        if not self._desks:
+            return
         newest = self._seen()
         own = [(newest.get(name, NONE), desk.loaded, int(desk.failed)) for name, desk in self._desks.items()]
-        said_by_me = torch.tensor(own, dtype=torch.int64, device=self._sum.device)
-        rows = self._collective.gather(said_by_me.reshape(-1))
+        device = next(self._model.parameters()).device
+        rows = self._collective.gather(torch.tensor(own, dtype=torch.int64, device=device).reshape(-1))
         said = rows.reshape(self._collective.workers, len(own), 3).tolist()
         for place, (name, desk) in enumerate(self._desks.items()):
             candidate = said[0][place][0]
@@ -135,27 +170,48 @@ class PostedTeachers:
             if desk.wanted == desk.version and candidate > desk.version:
                 desk.wanted = candidate
                 desk.loading = self._background.submit(self._board.read, name, candidate)
-        if self._among.leads and self._newest is None:
-            self._newest = self._background.submit(self._scan)
+        if self._among.leads and self._scanning is None:
+            self._scanning = self._background.submit(self._scan)
 
-    def _seen(self) -> dict[int, int]:
+    def _follow(self, updates: int, name: int, version: int) -> None:
+        """Change over as it is written, however long the post is still to come."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                tensors = self._board.read(name, version)
+                break
+            except TrainingError as error:
+                if time.monotonic() > deadline:
+                    waited = f"codistill.schedule: waited {self._patience_s:g} s (parallel.timeout_s)"
+                    raise TrainingError(f"{waited} for post {version} of replica {name}") from error
+                time.sleep(_LOOK_AGAIN_S)
+        self._seat(self._desks[name], version, tensors)
+        self.on_event({"event": "teacher", "step": updates, "replica": name, "version": version})
+
+    def _seen(self) -> Found:
         """What the leading worker last found on the board."""
-        if self._newest is None or not self._newest.done():
+        if self._scanning is None or not self._scanning.done():
             return {}
-        found, self._newest = self._newest, None
-        return {} if found.exception() is not None else found.result()
+        scanned, self._scanning = self._scanning, None
+        found = {} if scanned.exception() is not None else scanned.result()
+        self._own_newest = found.get(self._among.replica, self._own_newest)
+        return found
 
-    def _scan(self) -> dict[int, int]:
-        found = {name: self._board.newest(name) for name in self._desks}
+    def _scan(self) -> Found:
+        found = {name: self._board.newest(name) for name in (self._among.replica, *self._desks)}
         return {name: version for name, version in found.items() if version is not None}
 
     def _change_over(self, updates: int, name: int, desk: _Desk) -> None:
         assert desk.loading is not None
+        self._seat(desk, desk.wanted, desk.loading.result())
+        desk.loading = None
+        self.on_event({"event": "teacher", "step": updates, "replica": name, "version": desk.version})
+
+    def _seat(self, desk: _Desk, version: int, tensors: Mapping[str, Tensor]) -> None:
         if desk.model is None:
             desk.model = frozen_copy(self._model)
-        load_tensors(unique_tensors(desk.model), desk.loading.result())
-        desk.version, desk.loading = desk.wanted, None
-        self.on_event({"event": "teacher", "step": updates, "replica": name, "version": desk.version})
+        load_tensors(unique_tensors(desk.model), tensors)
+        desk.version = desk.wanted = version
 
     def _tell_who_is_gone(self, updates: int) -> None:
         for name, desk in self._desks.items():
@@ -170,26 +226,30 @@ class PostedTeachers:
 
     # -- figures and checkpoints -----------------------------------------------------------------------
 
-    def measure(self, updates: int) -> dict[str, float]:
-        """Return mean agreement since the last call, and the age of the oldest teacher; on all workers."""
-        total = float(self._collective.gather(self._sum.reshape(1)).sum())
-        taught, self._taught = self._taught, 0
-        self._sum.zero_()
-        if not taught:
-            return {}
-        ages = [updates - desk.version for desk in self._desks.values() if desk.model is not None]
-        return {"agreement": total / taught, "teacher_age": float(max(ages))}
+    @property
+    def versions(self) -> dict[int, int]:
+        """The version of each teacher that is in force, by replica."""
+        return {name: desk.version for name, desk in self._desks.items() if desk.model is not None}
+
+    def take_newest(self, updates: int) -> None:
+        """Take up at once what is on the board: in the beginning, when nobody trains yet."""
+        for name, desk in self._desks.items():
+            if (newest := self._board.newest(name)) is None:
+                continue
+            try:
+                self._seat(desk, newest, self._board.read(name, newest))
+            except TrainingError as error:
+                self.on_event({"event": "teacher_unreadable", "step": updates, "warning": str(error)})
 
     def part(self) -> Part:
         """Return the teachers for a checkpoint, with their versions."""
-        desks = {name: desk for name, desk in self._desks.items() if desk.model is not None}
         tensors = {
             f"{name}.{key}": tensor
-            for name, desk in desks.items()
+            for name, desk in self._desks.items()
             if desk.model is not None
             for key, tensor in unique_tensors(desk.model).items()
         }
-        return Part(tensors, {str(name): desk.version for name, desk in desks.items()})
+        return Part(tensors, {str(name): version for name, version in self.versions.items()})
 
     def restore(self, part: Part) -> None:
         """Take the teachers of a checkpoint; one that no longer teaches is left out. Call it after begin."""
@@ -197,18 +257,21 @@ class PostedTeachers:
             desk, prefix = self._desks.get(int(text)), f"{text}."
             if desk is None:
                 continue
-            saved = {key: tensor for key, tensor in part.tensors.items() if key.startswith(prefix)}
-            desk.model = frozen_copy(self._model)
-            load_tensors(
-                unique_tensors(desk.model), {key.removeprefix(prefix): each for key, each in saved.items()}
-            )
-            desk.version = desk.wanted = int(version)
+            saved = {
+                key.removeprefix(prefix): tensor
+                for key, tensor in part.tensors.items()
+                if key.startswith(prefix)
+            }
+            self._seat(desk, int(version), saved)
+
+    def settle(self) -> None:
+        """Wait for the last post, and tell if it failed."""
+        if self._posting is not None:
+            self._tell_failed_post(self._updates)
+            self._posting = None
 
     def close(self) -> None:
-        """Finish posting; raises TrainingError where the last snapshot could not be put up."""
         self._background.shutdown(cancel_futures=False)
-        if self._posting is not None and (error := self._posting.exception()) is not None:
-            raise TrainingError(f"board: {error}")
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

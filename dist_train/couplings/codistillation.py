@@ -22,27 +22,37 @@ Measure = Literal["kl", "cross_entropy", "squared_error"]
 
 
 class Teachers(Protocol):
-    """The other replicas, as this one knows them; the same on all its workers at every update."""
+    """The other replicas, as this one knows them; the same on all workers of a group at every update."""
 
-    def begin(self, model: nn.Module) -> None:
-        """Get ready to teach a model of this kind."""
+    def begin(self, model: nn.Module, updates: int) -> None:
+        """Get ready to teach a model of this kind, which has received ``updates``."""
 
-    def in_force(self, updates: int) -> Sequence[nn.Module]:
-        """Return the models to agree with in the update after ``updates``; none while none is known."""
+    def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
+        """Return what each teacher predicts of a batch, of which the student predicts ``scores``.
+
+        It is for the update after ``updates``; empty while there are no teachers.
+        """
+
+    def after(self, updates: int) -> None:
+        """Show the others how far this replica is, and look how far they are."""
+
+
+class Record(Protocol):
+    """Where the agreement is noted down, apart from the task's loss."""
 
     def agreed(self, loss: Tensor, share: float) -> None:
         """Take note of the agreement on a batch that holds ``share`` of the update's samples."""
 
-    def after(self, updates: int, taught: bool) -> None:
-        """Show the others how far this replica is, and look how far they are; ``taught``: the last update."""
+    def update_made(self) -> None:
+        """Take note that an update ends here."""
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """How a task's predictions become scores: ``of`` those of a model's own loss, ``by`` another model's."""
+class Progress:
+    """How many updates the parameters have received: ``before`` a step, and ``after`` it."""
 
-    of: Callable[[Tensor], Tensor]
-    by: Callable[[nn.Module, Any], Tensor]
+    before: Callable[[], int]
+    after: Callable[[], int]
 
 
 def agreement(student: Tensor, teachers: Sequence[Tensor], measure: Measure, temperature: float) -> Tensor:
@@ -72,49 +82,46 @@ def agreement(student: Tensor, teachers: Sequence[Tensor], measure: Measure, tem
 
 
 class Codistillation:
-    """``updates`` returns how many updates the replica has made."""
+    """``scores`` turns a task's predictions into what is agreed on: (..., classes)."""
 
     def __init__(
         self,
         inside: Coupling,
         terms: Codistill,
         teachers: Teachers,
-        outputs: Outputs,
-        updates: Callable[[], int],
+        scores: Callable[[Tensor], Tensor],
+        progress: Progress,
+        record: Record,
     ) -> None:
         self.writes = inside.writes
         self._inside = inside
         self._terms = terms
         self._teachers = teachers
-        self._outputs = outputs
-        self._updates = updates
+        self._scores = scores
+        self._progress = progress
+        self._record = record
 
     def start(self, model: nn.Module) -> Started:
-        self._teachers.begin(model)
-        return self._inside.start(model)
+        started = self._inside.start(model)
+        self._teachers.begin(model, self._progress.before())
+        return started
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
-        weight, teachers = self._lesson()
-        if teachers and share > 0:
-            with torch.no_grad():
-                taught = [self._outputs.by(teacher, batch) for teacher in teachers]
-            found = agreement(
-                self._outputs.of(predictions), taught, self._terms.loss, self._terms.temperature
-            )
-            self._teachers.agreed(found.detach(), share)
-            loss = loss + weight * found
+        terms, updates = self._terms, self._progress.before()
+        weight = weight_at(updates, terms.weight, terms.burn_in, terms.ramp)
+        if weight > 0 and share > 0:
+            scores = self._scores(predictions)
+            taught = self._teachers.predictions(scores.detach(), batch, updates)
+            if taught:
+                found = agreement(scores, taught, terms.loss, terms.temperature)
+                self._record.agreed(found.detach(), share)
+                loss = loss + weight * found
         return self._inside.objective(loss, predictions, batch, share)
 
     def update(self, apply: Apply) -> None:
-        done, (_, teachers) = self._updates() + 1, self._lesson()
         self._inside.update(apply)
-        self._teachers.after(done, taught=bool(teachers))
-
-    def _lesson(self) -> tuple[float, Sequence[nn.Module]]:
-        """The weight of the agreement in the update in the making, and with whom: the same on all workers."""
-        terms, updates = self._terms, self._updates()
-        weight = weight_at(updates, terms.weight, terms.burn_in, terms.ramp)
-        return weight, self._teachers.in_force(updates) if weight > 0 else ()
+        self._record.update_made()
+        self._teachers.after(self._progress.after())
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         self._inside.observe(metrics)

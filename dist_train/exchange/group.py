@@ -44,10 +44,12 @@ class GroupServer:
         """Push once all shares are written; finite only if every share and every worker's loss is."""
         mean = self.memory.statistics.clone()
         mean_in_place(self._collective, [mean])
-        told = torch.tensor([float(push.finite), push.loss], dtype=torch.float64)
-        finite, losses = self._collective.gather(told).unbind(dim=1)
+        told = torch.tensor([float(push.finite), push.loss, push.agreement or 0.0], dtype=torch.float64)
+        finite, losses, agreements = self._collective.gather(told).unbind(dim=1)
         bad = tuple((~torch.isfinite(losses)).nonzero().flatten().tolist())
         whole = replace(push, finite=bool(finite.all()), loss=float(losses.sum()), not_finite=bad)
+        if push.agreement is not None:
+            whole = replace(whole, agreement=float(agreements.sum()))
         if not self._leads:
             return self._told(None)
         # Nobody reads them there before the push: what is shared is only the leader's to write.

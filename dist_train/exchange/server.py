@@ -152,6 +152,9 @@ class Figures:
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory_mb: float = 0.0
     gradient_norm: float | None = None
+    # As in messages.Push.
+    agreement: float | None = None
+    teachers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -242,6 +245,8 @@ class Turn:
             seconds=figures.seconds,
             memory_mb=figures.memory_mb,
             gradient_norm=figures.gradient_norm,
+            agreement=figures.agreement,
+            teachers=figures.teachers,
         )
 
     def measured(self, part: ValidationPart, sums: dict[str, float], samples: float) -> Measured:

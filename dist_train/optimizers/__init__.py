@@ -101,6 +101,13 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: f
             group["momentum"] = momentum
 
 
+def set_weight_decay(optimizer: torch.optim.Optimizer, settings: schema.AnyOptimizer, factor: float) -> None:
+    """Set the weight decay of the next update to ``factor`` times that of the settings."""
+    options = group_options(settings)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = factor * options[group["name"]]["weight_decay"]
+
+
 def _make(groups: list[dict[str, Any]], settings: schema.AnyOptimizer, fuse: bool) -> torch.optim.Optimizer:
     chosen = settings.model_dump(exclude={"name", "decay_norm_and_bias", "weight_decay"})
     if isinstance(settings, _WITH_FUSED_STEP):

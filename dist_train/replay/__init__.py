@@ -29,6 +29,7 @@ from dist_train.errors import ConfigError
 from dist_train.replay.course import Counts, Course, Different
 from dist_train.replay.log import Attempt, attempts, without_undone
 from dist_train.replay.shards import beginning, server_state
+from dist_train.replay.teachers import posts_of
 from dist_train.watch.records import read
 
 __all__ = ["Different", "replay"]
@@ -68,10 +69,10 @@ def _run(
     config: Config, run_dir: Path, found: list[Attempt], goal: Goal | None
 ) -> tuple[Counts, Tensor | None, Layout]:
     origin = _origin(run_dir, found[0])
-    server = server_state(config, found[0].workers, origin)
+    server = server_state(config, found[0].workers, origin, found[0].replica)
     state, counts, vector = beginning(server), Counts(), None
     for attempt in found:
-        with closing(Course(config, attempt, server, state, counts)) as course:
+        with closing(Course(config, attempt, server, state, counts, posts_of(config, run_dir))) as course:
             kept = course.run(None if goal is None else goal.step)
             vector = vector if kept is None else kept
             state = course.shards.copy()

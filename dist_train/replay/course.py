@@ -18,8 +18,9 @@ from dist_train.core.server_state import ServerState
 from dist_train.core.shard import ShardState
 from dist_train.errors import TrainingError
 from dist_train.replay.log import Attempt, Gradient, Key, RolledBack, Update, Who
-from dist_train.replay.member import Beginning, Computed, ReplayedMember
+from dist_train.replay.member import Beginning, Computed, Past, ReplayedMember
 from dist_train.replay.shards import Shards, Versions
+from dist_train.replay.teachers import Posts
 from dist_train.rules.messages import Version
 from dist_train.rules.terms import worth
 
@@ -41,8 +42,15 @@ class Course:
     """``server`` and ``beginning`` are what the attempt begins from; ``close`` it in the end."""
 
     def __init__(
-        self, config: Config, attempt: Attempt, server: ServerState, beginning: ShardState, counts: Counts
+        self,
+        config: Config,
+        attempt: Attempt,
+        server: ServerState,
+        beginning: ShardState,
+        counts: Counts,
+        posts: Posts | None = None,
     ) -> None:
+        self._posts = posts
         self._config = config
         self._attempt = attempt
         # Of each member: its buffers, what it keeps for itself. Later attempts go on from them.
@@ -175,7 +183,8 @@ class Course:
             self._members.pop(who).close()
         number = gradient.who[0]
         begins = Beginning(self._statistics[number], self._left.get(number))
-        member = ReplayedMember(self._config, self._attempt, gradient.who, begins, self._versions.read)
+        past = Past(self._versions.read, self._posts)
+        member = ReplayedMember(self._config, self._attempt, gradient.who, begins, past)
         self._members[gradient.who] = member
         return member
 

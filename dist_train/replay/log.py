@@ -47,6 +47,8 @@ class Gradient:
     rates: tuple[float, ...]
     outcome: Outcome
     reads: tuple[Version, ...]
+    # Of a codistilled replica: the version of each teacher, by its replica.
+    teachers: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -93,6 +95,7 @@ class Attempt:
     threads: int
     seed: int
     train_size: int
+    replica: int = 0
     changed: str | None = None
     entries: list[Entry] = field(default_factory=list)
     checks: dict[Version, list[int]] = field(default_factory=dict)
@@ -180,7 +183,8 @@ def _change(note: str) -> str | None:
 
 def _attempt(event: Mapping[str, Any], changed: str | None) -> Attempt:
     names = ("step", "origin", "workers", "shards", "threads", "seed", "train_size")
-    return Attempt(**{name: event[name] for name in names}, changed=changed)
+    replica = event.get("replica", 0)
+    return Attempt(**{name: event[name] for name in names}, replica=replica, changed=changed)
 
 
 def _add(attempt: Attempt, kind: str, event: Mapping[str, Any]) -> None:
@@ -223,4 +227,5 @@ def _gradient(event: Mapping[str, Any], outcome: Outcome) -> Gradient:
         outcome=outcome,
         # Written where it is anything but this one.
         reads=tuple(Version(*each) for each in event.get("reads", [event["read"]])),
+        teachers=dict(event.get("teachers", ())),
     )

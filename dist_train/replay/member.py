@@ -33,6 +33,8 @@ from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory, Sizes, Turn, Welcome
 from dist_train.replay.group import Apart, Mate, Together
 from dist_train.replay.log import Attempt, Gradient, Who
+from dist_train.replay.teachers import Posts, RecordedTeachers
+from dist_train.replica import by_version
 from dist_train.rules.messages import FIRST, Lease, Measured, Outcome, Push, Reply, Version, Work
 from dist_train.runtime.connect import Connection, numerics_of
 from dist_train.runtime.place import Place
@@ -154,29 +156,38 @@ class Beginning:
     left: Deposit | None
 
 
+@dataclass(frozen=True)
+class Past:
+    """What was there to be read: the parameters of a version, and what other replicas posted, if any did."""
+
+    read: Read
+    posts: Posts | None = None
+
+
 class ReplayedMember:
     """One process of a member, ``who`` of the log; ``close`` it in the end."""
 
-    def __init__(self, config: Config, attempt: Attempt, who: Who, beginning: Beginning, read: Read) -> None:
+    def __init__(self, config: Config, attempt: Attempt, who: Who, beginning: Beginning, past: Past) -> None:
         self._config, self._attempt = config, attempt
         self._numerics = numerics_of(config, CPU)
         self._turn = Turn(*who)
-        task, state = real.made(config, CPU)
+        task, state = real.made(config, CPU, attempt.replica)
         model, shape = state.model, InnerShape.of(config)
         layout = Layout.of(model, config.optimizer)
         sizes = layout.size, beginning.statistics.numel(), kept_vectors(config)
         self._segment = Segment.create(MemberMemory.bytes(*sizes))
         self._memory = MemberMemory(self._segment, *sizes)
-        self._server = ScriptedServer(attempt, who, beginning, self._memory, read)
+        self._server = ScriptedServer(attempt, who, beginning, self._memory, past.read)
         flat = FlatModel(model, layout, self._memory.parameters)
         self._inner = None if shape is None else InnerState(shape, state.optimizer, layout, model)
         connection = Connection(Place(), CPU, HashStore(), timedelta(seconds=1), lambda *_: None)
         coupling = real.coupling_of(
             config, connection, attempt.workers, self._server, flat, self._turn, self._inner
         )
+        self._teachers = None if past.posts is None else RecordedTeachers(config, past.posts, task)
         self._mates = self._made_mates(flat)
         self._group = Together(coupling, self._mates, flat, self._turn) if self._mates else None
-        learner = self._learner(task, state, self._group or coupling, 0)
+        learner = self._learner(task, state, self._taught(self._group or coupling), 0)
         self._member = real.Member(config, learner, self._server, flat, self._turn, Place())
         self._runner = Runner(f"member {who[0]}", self._live)
         self._server.hand_back, self._server.arrived = self._hand_back, self._arrived
@@ -185,6 +196,8 @@ class ReplayedMember:
     def compute(self, gradient: Gradient) -> Computed:
         """Compute a gradient of the log again; they come in the order of their sequence."""
         self._server.cue = gradient
+        if self._teachers is not None:
+            self._teachers.versions = gradient.teachers
         self._runner.move()
         push, memory = self._server.pushed, self._memory
         assert push is not None
@@ -223,11 +236,25 @@ class ReplayedMember:
         """Make the other workers of the group, on the same parameters as the first."""
         mates = []
         for rank in range(1, self._config.parallel.group_size):
-            task, state = real.made(self._config, CPU)
-            learner = self._learner(task, state, Apart(self._config.parallel.group_size), rank)
+            task, state = real.made(self._config, CPU, self._attempt.replica)
+            apart = self._taught(Apart(self._config.parallel.group_size))
+            learner = self._learner(task, state, apart, rank)
             mates.append(Mate(learner, FlatModel(state.model, flat.layout, flat.host), rank))
         return mates
 
+    def _taught(self, coupling: Coupling) -> Coupling:
+        """Add what is learnt from other replicas."""
+        return (
+            coupling if self._teachers is None else self._teachers.coupled(coupling, by_version(self._turn))
+        )
+
     def _learner(self, task: Task, state: State, coupling: Coupling, rank: int) -> Learner:
-        at = Workplace(rank, self._config.parallel.group_size, self._numerics, Alone(), lambda *_: None)
+        at = Workplace(
+            rank,
+            self._config.parallel.group_size,
+            self._numerics,
+            Alone(),
+            lambda *_: None,
+            replica=self._attempt.replica,
+        )
         return Learner(self._config, task, state, coupling, at)

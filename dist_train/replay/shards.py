@@ -18,6 +18,7 @@ from dist_train.core.server_state import ServerState
 from dist_train.core.shard import PlainSlots, Shard, ShardState, parts
 from dist_train.exchange.areas import Area, checksum
 from dist_train.rules.messages import Version
+from dist_train.rules.teaching import replica_seed
 
 
 class Shards:
@@ -91,9 +92,9 @@ class Versions:
         }
 
 
-def server_state(config: Config, workers: int, origin: Path | None) -> ServerState:
+def server_state(config: Config, workers: int, origin: Path | None, replica: int = 0) -> ServerState:
     """Make the state that the server began from: the initialisation, or a checkpoint."""
-    seed_all(config.seed)
+    seed_all(replica_seed(config.seed, replica))
     server = ServerState.of(config, tasks.make(config).model(), workers)
     if origin is not None:
         server.restore(origin)

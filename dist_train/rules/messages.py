@@ -77,6 +77,9 @@ class Push:
     # With local steps: where the member's own state lies, and the numbers that belong to it.
     deposit: int | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
+    # Of a codistilled replica: how far it was from its teachers, and which they were: (replica, version).
+    agreement: float | None = None
+    teachers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

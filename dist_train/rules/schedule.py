@@ -1,4 +1,4 @@
-"""The learning rate and the momentum as functions of progress.
+"""The learning rate, the momentum and the weight decay as functions of progress.
 
 Every length is in samples, and progress is the number of samples consumed before the update, so that
 a schedule means the same with any number of workers.
@@ -96,6 +96,8 @@ class Schedule:
     warmup: Warmup | None
     decay: Decay
     rewarms: tuple[Rewarm, ...] = ()
+    # Of the weight decay: from so many samples on, the factor.
+    decay_factors: tuple[tuple[float, float], ...] = ()
 
 
 def learning_rate(schedule: Schedule, samples: int) -> float:
@@ -114,6 +116,17 @@ def momentum(schedule: Schedule, samples: int) -> float | None:
         return None
     low, high = decay.momentum
     return high - (high - low) * _triangle(_share(schedule, samples) / decay.triangle)
+
+
+def weight_decay_factor(schedule: Schedule, samples: int) -> float | None:
+    """Return what the weight decay of the update that starts after ``samples`` is multiplied by.
+
+    None where it never changes.
+    """
+    if not schedule.decay_factors:
+        return None
+    passed = [factor for milestone, factor in schedule.decay_factors if samples >= milestone]
+    return passed[-1] if passed else 1.0
 
 
 def _planned(schedule: Schedule, samples: int) -> float:

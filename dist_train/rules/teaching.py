@@ -46,14 +46,23 @@ def weight_at(updates: int, weight: float, burn_in: int, ramp: int) -> float:
     return weight * min(1.0, (updates - burn_in + 1) / (ramp + 1))
 
 
-def posts_at(updates: int, interval: int) -> bool:
-    """Say whether a replica posts a snapshot once ``updates`` are made."""
-    return updates % interval == 0
+def passes(before: int, after: int, every: int) -> bool:
+    """Say whether a multiple of ``every`` lies above ``before`` updates, up to ``after``."""
+    return after // every > before // every
 
 
-def looks_at(updates: int, interval: int) -> bool:
-    """Say whether a replica looks for newer teachers once ``updates`` are made."""
-    return updates % max(1, interval // _LOOKS) == 0
+def looks_every(interval: int) -> int:
+    """Return the updates between two looks at what the others have posted."""
+    return max(1, interval // _LOOKS)
+
+
+def posts(before: int, after: int, interval: int, turn: int, newest: int) -> bool:
+    """Say whether a group posts a snapshot of its replica, whose newest post is of ``newest``.
+
+    Of the groups of a replica with a parameter server the first one posts (``turn`` 0); each later one steps
+    in when those before it have left out a post, as they may be gone.
+    """
+    return passes(before, after, interval) and (turn == 0 or after - newest >= (1 + turn) * interval)
 
 
 def rows_of(replica: int, replicas: int, size: int, seed: int) -> NDArray[np.int64]:

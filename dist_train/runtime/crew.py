@@ -150,6 +150,7 @@ class Crew:
                 incarnation=incarnation,
                 group_rank=group_rank,
                 coordinator=self.coordinator,
+                replica=order.replica,
             )
             name = f"worker {rank}"
             life.actors[rank] = self._start(MEMBER, (assignment,), bundle, name, self._gpus)

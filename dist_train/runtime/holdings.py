@@ -23,6 +23,7 @@ from dist_train.exchange.areas import areas, held, held_bytes
 from dist_train.exchange.deposits import Deposit
 from dist_train.exchange.segments import Segment
 from dist_train.rules.referee import Start
+from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.shard_process import Blueprint
 
 # Two, so that one is whole while the other is written.
@@ -49,9 +50,9 @@ class Kept:
 class Holdings:
     """Made before the shards, from the configuration and, if there is one, from a checkpoint."""
 
-    def __init__(self, config: Config, workers: int, origin: Path | None) -> None:
+    def __init__(self, config: Config, workers: int, origin: Path | None, replica: int = 0) -> None:
         self._config = config
-        seed_all(config.seed)
+        seed_all(replica_seed(config.seed, replica))
         self.server = ServerState.of(config, tasks.make(config).model(), workers)
         if origin is not None:
             self.server.restore(origin)

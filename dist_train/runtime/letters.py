@@ -28,6 +28,8 @@ class Order:
     workers: int
     started_by: str
     device: str
+    # Which of several models.
+    replica: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Assignment:
     incarnation: int
     group_rank: int
     coordinator: Actor
+    replica: int = 0
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class MemberProcess:
 
     def _serve(self, place: Place) -> None:
         from dist_train.exchange.server import Turn
-        from dist_train.member import serve
+        from dist_train.member import RunOfAll, serve
         from dist_train.runtime.connect import connect
 
         assignment = self._assignment
@@ -80,7 +80,8 @@ class MemberProcess:
             return self._open_server(connection, size, statistics)
 
         turn = Turn(assignment.member, assignment.incarnation)
-        serve(assignment.config, connection, assignment.workers, open_server, turn)
+        run = RunOfAll(assignment.run_dir, assignment.workers)
+        serve(assignment.config, connection, run, open_server, turn)
 
     def _open_server(self, connection: Connection, size: int, statistics: int) -> Server:
         from dist_train.core.inner_state import kept_vectors
@@ -123,4 +124,5 @@ class MemberProcess:
             attempt=assignment.incarnation,
             started_by="ray",
             listen_fd=None if self._listener is None else os.dup(self._listener.fileno()),
+            replica=assignment.replica,
         )

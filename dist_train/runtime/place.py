@@ -16,6 +16,7 @@ PORTS = range(20_000, 60_000)
 
 _REPLICA = "DIST_TRAIN_REPLICA"
 _REPLICAS_PID = "DIST_TRAIN_REPLICAS_PID"
+_RELAY = "DIST_TRAIN_RELAY"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,17 @@ def find_replica(environment: Mapping[str, str] | None = None) -> tuple[int, int
 def replica_variables(number: int, pid: int) -> dict[str, str]:
     """Return what tells a process which of several replicas it starts, for process ``pid``."""
     return {_REPLICA: str(number), _REPLICAS_PID: str(pid)}
+
+
+def relay_variables(address: str) -> dict[str, str]:
+    """Return what tells a worker where replicas exchange predictions."""
+    # Names in the kernel's own namespace begin with a byte that no variable can hold.
+    return {_RELAY: address.removeprefix("\0")}
+
+
+def relay_address() -> str:
+    """Return where this worker's replica exchanges predictions with others."""
+    return "\0" + os.environ[_RELAY]
 
 
 def set_unless_given(variable: str, text: str) -> None:

@@ -18,14 +18,15 @@ from typing import Any
 
 from dist_train.config import Config
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED
-from dist_train.layout import CONFIG, LOGS, replica_folder
+from dist_train.layout import BOARD, CONFIG, LOGS, replica_folder
 from dist_train.rules import recovery
 from dist_train.rules.recovery import Attempt, Failure, Restart, Stop, after_failure
 from dist_train.runtime import children
 from dist_train.runtime.children import Child
 from dist_train.runtime.launcher import POLL_S, Signals, available_cpus
 from dist_train.runtime.opening import newest_step
-from dist_train.runtime.place import replica_variables
+from dist_train.runtime.place import relay_variables, replica_variables
+from dist_train.runtime.relay import RelayThread
 from dist_train.runtime.run_dir import gpu_count
 from dist_train.watch.replica_summary import sum_up
 
@@ -65,6 +66,12 @@ class _Run:
         ]
         self._asked = 0
         self._deadline: float | None = None
+        (directory / BOARD).mkdir(exist_ok=True)
+        codistill = config.codistill
+        self._relay: RelayThread | None = None
+        if codistill is not None and codistill.by_prediction:
+            meeting_s = config.parallel.timeout_s
+            self._relay = RelayThread(config.parallel.replicas, codistill.patience_s, meeting_s)
 
     def watch(self, signals: Signals, on_event: OnEvent) -> None:
         """Return when every replica has come to its end."""
@@ -79,6 +86,10 @@ class _Run:
 
     def kill(self) -> None:
         children.kill([replica.child for replica in self.replicas if replica.child is not None])
+
+    def close(self) -> None:
+        if self._relay is not None:
+            self._relay.close()
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Ask everybody to save and stop; asked again by SIGTERM or SIGINT, kill them."""
@@ -100,6 +111,8 @@ class _Run:
             return
         child, status = replica.child, replica.child.status
         replica.child = None
+        if self._relay is not None:
+            self._relay.gone(replica.number)
         if status in (DONE, INTERRUPTED, REFUSED) or self._deadline is not None:
             replica.status = status if status >= 0 else FAILED
             return
@@ -132,6 +145,7 @@ class _Run:
             **shared,
             **self._variables,
             **replica_variables(number, os.getpid()),
+            **({} if self._relay is None else relay_variables(self._relay.address)),
             **_gpus_of(number, int(parallel.workers), self._variables),
         }
 
@@ -172,6 +186,7 @@ def launch_replicas(
             run.watch(signals, on_event)
         finally:
             run.kill()
+            run.close()
     status = worst([FAILED if each.status is None else each.status for each in run.replicas])
     if status != REFUSED:
         restarts = sum(len(each.attempts) for each in run.replicas)

@@ -22,7 +22,7 @@ from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, st
 from dist_train.runtime.launcher import available_cpus
 from dist_train.runtime.letters import Order
 from dist_train.runtime.opening import newest_step
-from dist_train.runtime.place import set_variables
+from dist_train.runtime.place import find_replica, set_variables
 from dist_train.runtime.ray_cluster import Cluster, Reservation
 from dist_train.runtime.reaper import Reaper
 from dist_train.runtime.run_dir import gpu_count
@@ -79,6 +79,7 @@ def _attempts(
             workers=int(config.parallel.workers),
             started_by="launcher" if config.parallel.cluster.address is None else "ray",
             device="GPU" if gpus else "CPU",
+            replica=(find_replica() or (0,))[0],
         )
         attempt = Interruptible[int | Failure]()
         ended = attempt.run(_attempt(order, where, gpus, say, attempt))

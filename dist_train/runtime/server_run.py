@@ -25,6 +25,7 @@ from dist_train.rules.messages import Push
 from dist_train.rules.referee import Referee, Start
 from dist_train.rules.sampling import Cursor
 from dist_train.rules.schedule import learning_rate
+from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.holdings import Holdings, Kept
 from dist_train.runtime.letters import Hello, Order
 from dist_train.runtime.server_terms import terms_of
@@ -65,7 +66,7 @@ class ServerRun:
         order, parallel = self.order, self.config.parallel
         clean(order.run_dir / CHECKPOINTS)
         self._origin = find_origin(order.run_dir, order.resume)
-        self.holdings = Holdings(self.config, order.workers, self._origin.path)
+        self.holdings = Holdings(self.config, order.workers, self._origin.path, order.replica)
         blueprints = self.holdings.blueprints(parallel.server.shards, threads=1)
         self.parts = tuple(each.part for each in blueprints)
         return blueprints
@@ -102,7 +103,8 @@ class ServerRun:
         self._choice = self._earlier_choice()
         backups = None if self._choice is None else self._choice.backups
         plan, rescaled = plan_from(config, state, order.workers, hello.train_size, backups)
-        counted.seed = config.seed if counted.seed is None else counted.seed
+        own_seed = replica_seed(config.seed, order.replica)
+        counted.seed = own_seed if counted.seed is None else counted.seed
         counted.train_size = hello.train_size
         self.plan = plan
         # Imports TensorBoard, and reads the lines that are there.
@@ -117,7 +119,7 @@ class ServerRun:
         ledger = ledger_of(saved, self._kept_start(), hello.train_size)
         tally = Tally.from_state(saved["tally"]) if saved.get("tally") else Tally()
         before = await asyncio.to_thread(earlier, order.run_dir, counted.updates)
-        course = Course(self._book, config, order.workers, order.attempt, before)
+        course = Course(self._book, config, order.workers, order.attempt, before, replica=order.replica)
         self.records = ServerRecords(
             ServerReporter(course, config, tally, counted.updates), self._book.event, ledger
         )
@@ -153,6 +155,7 @@ class ServerRun:
                 "shards": self.config.parallel.server.shards,
                 "threads": hello.threads,
                 "seed": self.holdings.counted.seed,
+                "replica": self.order.replica,
                 "train_size": hello.train_size,
             }
         )

@@ -50,9 +50,11 @@ def replica_facts(config: Config) -> dict[str, str]:
     ramp = f", rising over {codistill.ramp:,} more" if codistill.ramp else ""
     heat = f", temperature {codistill.temperature:g}" if codistill.loss != "squared_error" else ""
     weight = f"weight {codistill.weight:g} after {codistill.burn_in:,} steps{ramp}"
+    by_snapshot = f", as of a snapshot every {codistill.interval:,} steps"
+    known = ", by what they predict of the same batches" if codistill.by_prediction else by_snapshot
     return {
         "replicas": f"{replicas} of {of_each}, each trains on {data[codistill.data]}",
-        "teachers": f"{teachers[codistill.topology]}, as of a snapshot every {codistill.interval:,} steps",
+        "teachers": f"{teachers[codistill.topology]}{known}",
         "agreement": f"{codistill.loss}{heat}, {weight}",
     }
 

@@ -62,7 +62,7 @@ class Course:
         clock: Callable[[], float] = time.monotonic,
         replica: int = 0,
     ) -> None:
-        self._replica = replica
+        self.replica = replica
         self.book = book
         self.workers = workers
         self._config = config
@@ -100,7 +100,7 @@ class Course:
             loss=metrics["loss"],
             metrics={name: value for name, value in metrics.items() if name != "loss"},
             seconds=seconds,
-            replica=self._replica,
+            replica=self.replica,
             extras=extras or {},
         )
         self.book.validation(line)

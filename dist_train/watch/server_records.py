@@ -53,12 +53,23 @@ class ServerRecords:
         self._gradients: dict[Key, dict[str, Any]] = {}
         self._waits: dict[Key, _Wait] = {}
         self._deciding: list[tuple[Version, list[Key]]] = []
+        # The version of each teacher that each member learns from.
+        self._teachers: dict[tuple[int, int], int] = {}
 
     def pushed(self, push: Push) -> None:
         self.reporter.pushed(push)
         self._waits[key_of(push)] = _Wait(self._clock())
+        self._taught_by(push)
         if (work := self._work.get(push.lease)) is not None:
             self._gradients[key_of(push)] = _gradient(push, work)
+
+    def _taught_by(self, push: Push) -> None:
+        """Write down that a member has changed over to another snapshot of a teacher."""
+        for teacher, version in push.teachers:
+            if self._teachers.get((push.member, teacher)) != version:
+                self._teachers[push.member, teacher] = version
+                own = {"step": push.version.number, "member": push.member}
+                self._event({"event": "teacher", **own, "replica": teacher, "version": version})
 
     def decided(self, step: Step) -> None:
         """Write an update down, with the gradients in it in their order."""
@@ -175,4 +186,6 @@ def _gradient(push: Push, work: Work) -> dict[str, Any]:
     }
     if push.reads != (push.version,):
         found["reads"] = [list(version) for version in push.reads]
+    if push.teachers:
+        found["teachers"] = [list(teacher) for teacher in push.teachers]
     return found | ({"rates": list(work.rates)} if work.rates else {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from statistics import fmean
 
 from dist_train.config.schema import Config
 from dist_train.rules.decisions import Returned, Step
@@ -35,12 +36,19 @@ class Window:
         self.loss = 0.0
         self.samples = 0
         self.pushes = 0
+        # Of a codistilled replica: each gradient's mean agreement, and the age of its oldest teacher.
+        self.agreements: list[float] = []
+        self.teacher_age = 0
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def pushed(self, push: Push) -> None:
         self.pushes += 1
         for phase in PHASES:
             self.seconds[phase] += push.seconds.get(phase, 0.0)
+        if push.agreement is not None:
+            self.agreements.append(push.agreement)
+            oldest = min(version for _, version in push.teachers)
+            self.teacher_age = max(self.teacher_age, push.version.number - oldest)
 
     def waited(self, tally: Tally) -> dict[str, float]:
         """Return the seconds that members spent waiting, by cause, now that the run has come to ``tally``."""
@@ -55,7 +63,13 @@ class Window:
             "staleness_p99": staleness.p99,
             **counts,
             **{f"waiting_{cause}": seconds for cause, seconds in self.waited(tally).items()},
+            **self._lessons(),
         }
+
+    def _lessons(self) -> dict[str, float]:
+        if not self.agreements:
+            return {}
+        return {"agreement": fmean(self.agreements), "teacher_age": float(self.teacher_age)}
 
     def times(self, waited: float) -> StepTimes:
         """Return the mean seconds of a gradient by phase; waiting for the server is communication."""
@@ -204,6 +218,7 @@ class ServerReporter:
             memory_mb=self._memory_mb,
             slowest_rank=own.index(max(own)) * self._config.parallel.group_size if len(own) > 1 else None,
             grad_norm=self._gradient_norm,
+            replica=self._course.replica,
             extras=window.extras(tally),
             workers=tuple(member.figures(now, seconds) for member in self._members),
         )

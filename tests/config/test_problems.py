@@ -156,10 +156,6 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
         ["5:18: parallel.mode: 'asynk' is not one of sync, backup, async, bounded; did you mean async?"],
     ),
     (
-        "parallel: {replicas: 2, mode: async}",
-        ["5:12: parallel.replicas: mode async trains one replica; set it to 1, or parallel.mode to sync"],
-    ),
-    (
         "parallel: {backups: few}",
         ["5:21: parallel.backups: expected a whole number of at least 0 or auto, found 'few'"],
     ),
@@ -211,7 +207,33 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     ),
     (
         "codistill: {exchange: logits}\nparallel: {replicas: 2}",
-        ["5:23: codistill.exchange: 'logits' is not available; available: checkpoint"],
+        ["5:23: codistill.exchange: 'logits' is not one of checkpoint, prediction"],
+    ),
+    (
+        "codistill: {exchange: prediction, data: same}\nparallel: {replicas: 2, mode: async}",
+        [
+            "5:13: codistill.exchange: in mode async no two replicas are at the same batch; "
+            "set it to checkpoint, or parallel.mode to sync"
+        ],
+    ),
+    (
+        "codistill: {exchange: prediction}\nparallel: {replicas: 2}",
+        [
+            "5:1: codistill.data: predictions are exchanged of the same batches; set it to same, "
+            "or codistill.exchange to checkpoint"
+        ],
+    ),
+    (
+        "codistill: {schedule: runs/a}\nparallel: {replicas: 2}",
+        ["5:1: codistill.keep_posts: a replica may need a post long after it was made; set it to all"],
+    ),
+    (
+        "codistill: {schedule: runs/a}\nparallel: {replicas: 2, mode: backup}",
+        ["5:13: codistill.schedule: mode backup is repeated by dist-train replay; set it to null"],
+    ),
+    (
+        "codistill: {schedule: runs/a, exchange: prediction, data: same}\nparallel: {replicas: 2}",
+        ["5:13: codistill.schedule: exchange prediction has no teachers to change; set it to null"],
     ),
     (
         "parallel: {workers: aut}",

@@ -14,6 +14,7 @@ from dist_train.exchange.board import KEPT
 
 @pytest.fixture
 def board(tmp_path: Path) -> FolderBoard:
+    (tmp_path / "board").mkdir()
     return FolderBoard(tmp_path / "board")
 
 
@@ -57,3 +58,26 @@ def test_a_replica_that_went_back_posts_the_same_version_again(board: FolderBoar
     board.post(0, 50, {"w": torch.zeros(1)})
     board.post(0, 50, {"w": torch.ones(1)})
     assert board.read(0, 50)["w"].tolist() == [1]
+
+
+def test_all_posts_stay_where_that_is_asked_for(tmp_path: Path) -> None:
+    board = FolderBoard(tmp_path, keep="all")
+    for version in range(1, 10):
+        board.post(0, version, {"w": torch.full((1,), float(version))})
+    assert [float(board.read(0, version)["w"]) for version in range(1, 10)] == [*range(1, 10)]
+
+
+def test_a_post_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, tensors: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dist_train.core.folder_board.write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        FolderBoard(tmp_path).post(0, 1, {"w": torch.zeros(1)})
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no such folder on .*; give --run-dir a place on a file system"):
+        FolderBoard(tmp_path / "elsewhere")

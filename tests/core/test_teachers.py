@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import Codistill
 from dist_train.core.teachers import Among, PostedTeachers
+from dist_train.errors import TrainingError
 from dist_train.exchange.board import MemoryBoard
 from dist_train.exchange.collective import Alone
+from dist_train.rules.teacher_script import Script
 
 
 class AtOnce(Executor):
@@ -88,9 +90,11 @@ def teachers(
 ) -> tuple[PostedTeachers, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
     parts = {"collective": Alone(), "background": AtOnce()} | other
-    made = PostedTeachers(among, terms or Codistill(interval=1), board, **parts)
+    made = PostedTeachers(
+        among, terms or Codistill(interval=1), board, lambda found, batch: found(batch), **parts
+    )
     made.on_event = events.append
-    made.begin(model())
+    made.begin(model(), 0)
     return made, events
 
 
@@ -100,7 +104,7 @@ def weights(found: PostedTeachers, updates: int) -> list[float]:
 
 def run(found: PostedTeachers, first: int, last: int) -> None:
     for updates in range(first, last + 1):
-        found.after(updates, taught=False)
+        found.after(updates)
 
 
 class TestTakingUp:
@@ -232,6 +236,40 @@ class TestPosting:
         run(found, 1, 2)
         assert [event["event"] for event in events] == ["post_skipped"]
 
+    def test_nothing_is_posted_before_the_burn_in_is_over(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=2, burn_in=5))
+        run(found, 1, 5)
+        assert board.newest(0) is None
+        run(found, 6, 6)
+        assert board.newest(0) == 6
+
+    def test_a_later_group_posts_when_those_before_it_have_left_one_out(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=2), among=Among(0, (1,), leads=True, turn=1))
+        board.post(0, 2, tensors(1.0))
+        run(found, 1, 5)
+        assert board.newest(0) == 2
+        run(found, 6, 6)
+        assert board.newest(0) == 6
+
+    def test_versions_that_are_skipped_do_not_hide_that_a_post_is_due(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=5))
+        for updates in (3, 7, 9, 11):
+            found.after(updates)
+        assert board.newest(0) == 11
+
+    def test_a_failure_of_the_last_post_is_told_of_in_the_end(self) -> None:
+        class Full(MemoryBoard):
+            def post(self, replica: int, version: int, tensors: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+        found, events = teachers(Full())
+        run(found, 1, 1)
+        found.settle()
+        assert [event["event"] for event in events] == ["post_failed"]
+
     def test_a_board_that_refuses_is_told_of_and_tried_again(self) -> None:
         class Full(MemoryBoard):
             def post(self, replica: int, version: int, tensors: Any) -> None:
@@ -270,20 +308,6 @@ class TestAge:
         assert weights(found, 18) == [6.0]
 
 
-class TestFigures:
-    def test_the_agreement_is_a_mean_over_the_updates_that_had_teachers(self) -> None:
-        board = MemoryBoard()
-        found, _ = teachers(board)
-        board.post(1, 2, tensors(5.0))
-        run(found, 1, 3)
-        for updates, parts in ((4, [(1.0, 1.0)]), (5, [(2.0, 0.5), (4.0, 0.5)])):
-            for loss, share in parts:
-                found.agreed(torch.tensor(loss), share)
-            found.after(updates, taught=True)
-        assert found.measure(5) == {"agreement": 2.0, "teacher_age": 3.0}
-        assert found.measure(5) == {}
-
-
 class TestCheckpoints:
     def test_a_resumed_replica_has_the_teachers_that_it_had(self) -> None:
         board = MemoryBoard()
@@ -300,3 +324,42 @@ class TestCheckpoints:
         resumed, _ = teachers(MemoryBoard())
         resumed.restore(found.part())
         assert weights(resumed, 0) == []
+
+    def test_one_that_begins_again_takes_what_is_on_the_board(self) -> None:
+        board = MemoryBoard()
+        board.post(1, 4, tensors(5.0))
+        found, _ = teachers(board)
+        found.take_newest(3)
+        assert (weights(found, 3), found.versions) == ([5.0], {1: 4})
+
+    def test_what_it_cannot_read_then_is_told_of(self) -> None:
+        class Damaged(MemoryBoard):
+            def read(self, replica: int, version: int) -> dict[str, Tensor]:
+                raise TrainingError("damaged")
+
+        board = Damaged()
+        board.post(1, 4, tensors(5.0))
+        found, events = teachers(board)
+        found.take_newest(3)
+        assert weights(found, 3) == []
+        assert events == [{"event": "teacher_unreadable", "step": 3, "warning": "damaged"}]
+
+
+class TestScript:
+    def test_changes_are_made_after_the_updates_that_are_written(self) -> None:
+        board = MemoryBoard()
+        script = Script({2: ((1, 4),), 5: ((1, 6),)})
+        found, events = teachers(board, script=script)
+        for version in (4, 6):
+            board.post(1, version, tensors(float(version)))
+        in_force = []
+        for updates in range(1, 7):
+            found.after(updates)
+            in_force.append(weights(found, updates))
+        assert in_force == [[], [4.0], [4.0], [4.0], [6.0], [6.0]]
+        assert [(event["step"], event["version"]) for event in events] == [(2, 4), (5, 6)]
+
+    def test_a_post_that_never_comes_is_named(self) -> None:
+        found, _ = teachers(MemoryBoard(), script=Script({1: ((1, 4),)}), patience_s=0.0)
+        with pytest.raises(TrainingError, match=r"waited 0 s \(parallel.timeout_s\) for post 4 of replica 1"):
+            found.after(1)

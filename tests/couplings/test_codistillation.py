@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import Codistill
 from dist_train.couplings import Apply, Started
-from dist_train.couplings.codistillation import Codistillation, Measure, Outputs, agreement
+from dist_train.couplings.codistillation import Codistillation, Measure, Progress, agreement
 
 ST, T1, T2 = [0.2, -0.4, 1.0], [1.0, 0.0, -1.0], [0.0, 2.0, 0.5]
 
@@ -102,20 +102,33 @@ class Fixed:
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.models = models
-        self.found: list[tuple[float, float]] = []
-        self.told: list[tuple[int, bool]] = []
+        self.asked: list[int] = []
+        self.told: list[int] = []
 
-    def begin(self, model: nn.Module) -> None:
-        pass
+    def begin(self, model: nn.Module, updates: int) -> None:
+        self.began = updates
 
-    def in_force(self, updates: int) -> Sequence[nn.Module]:
-        return self.models
+    def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
+        assert not scores.requires_grad
+        self.asked.append(updates)
+        with torch.no_grad():
+            return [model(batch) for model in self.models]
+
+    def after(self, updates: int) -> None:
+        self.told.append(updates)
+
+
+class Noted:
+    """A record that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, float] | str] = []
 
     def agreed(self, loss: Tensor, share: float) -> None:
         self.found.append((float(loss), share))
 
-    def after(self, updates: int, taught: bool) -> None:
-        self.told.append((updates, taught))
+    def update_made(self) -> None:
+        self.found.append("update")
 
 
 def linear(weights: Sequence[Sequence[float]]) -> nn.Linear:
@@ -125,11 +138,12 @@ def linear(weights: Sequence[Sequence[float]]) -> nn.Linear:
 
 
 def coupled(
-    terms: Codistill, teachers: Fixed, updates: Callable[[], int] = lambda: 0
+    terms: Codistill, teachers: Fixed, updates: int = 0, record: Noted | None = None
 ) -> tuple[Codistillation, Inside]:
     inside = Inside()
-    outputs = Outputs(lambda predictions: predictions, lambda model, batch: model(batch))
-    return Codistillation(inside, terms, teachers, outputs, updates), inside
+    progress = Progress(lambda: updates, lambda: updates + 1)
+    record = record or Noted()
+    return Codistillation(inside, terms, teachers, lambda given: given, progress, record), inside
 
 
 class TestObjective:
@@ -172,6 +186,13 @@ class TestObjective:
         coupling.objective(loss, predictions, self.BATCH, 1.0)
         assert inside.losses[0] is loss
 
+    def test_who_has_no_share_in_an_update_asks_nobody(self) -> None:
+        teachers = Fixed([linear(self.TEACHERS[0])])
+        coupling, inside = coupled(Codistill(), teachers)
+        loss = torch.ones(())
+        coupling.objective(loss, torch.ones(1, 3), self.BATCH, 0.0)
+        assert (inside.losses[0] is loss, teachers.asked) == (True, [])
+
     def test_without_teachers_too(self) -> None:
         coupling, inside = coupled(Codistill(), Fixed([]))
         loss = torch.ones(())
@@ -180,12 +201,12 @@ class TestObjective:
 
     def test_the_agreement_is_told_apart_from_the_loss(self) -> None:
         student, teacher = linear(self.STUDENT), linear(self.TEACHERS[0])
-        teachers = Fixed([teacher])
-        coupling, _ = coupled(Codistill(weight=3.0), teachers)
+        record = Noted()
+        coupling, _ = coupled(Codistill(weight=3.0), Fixed([teacher]), record=record)
         predictions = student(self.BATCH)
         coupling.objective(predictions.sum(), predictions, self.BATCH, 0.25)
         taught = agreement(predictions.detach(), [teacher(self.BATCH).detach()], "kl", 1.0)
-        assert teachers.found == [(pytest.approx(float(taught)), 0.25)]
+        assert record.found == [(pytest.approx(float(taught)), 0.25)]
 
     def test_teachers_hear_of_each_update_once_it_is_applied(self) -> None:
         teachers, applied = Fixed([linear(self.TEACHERS[0])]), []
@@ -200,6 +221,13 @@ class TestObjective:
 
             def clear(self) -> None: ...
 
-        coupling, _ = coupled(Codistill(burn_in=8), teachers, updates=lambda: 7)
+        record = Noted()
+        coupling, _ = coupled(Codistill(burn_in=8), teachers, updates=7, record=record)
         coupling.update(ApplyOnce())
-        assert (applied, teachers.told) == ([[]], [(8, False)])
+        assert (applied, teachers.told, record.found) == ([[]], [8], ["update"])
+
+    def test_teachers_begin_where_the_replica_is(self) -> None:
+        teachers = Fixed([])
+        coupling, _ = coupled(Codistill(), teachers, updates=7)
+        coupling.start(linear(self.STUDENT))
+        assert teachers.began == 7

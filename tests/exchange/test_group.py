@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import runs
@@ -76,14 +76,14 @@ class Words:
 PUSH = Push(0, 0, 1, 5, Version(0, 2), 8, loss=1.5)
 
 
-# What the other worker says of its share: whether it is finite, and its loss.
-SOUND = torch.tensor([1.0, 2.5], dtype=torch.float64)
+# What the other worker says of its share: whether it is finite, its loss, its agreement with teachers.
+SOUND = torch.tensor([1.0, 2.5, 0.25], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("finite", [True, False])
 def test_a_gradient_is_finite_if_every_share_of_it_is(finite):
     words = Words()
-    other = torch.tensor([float(finite), 2.5], dtype=torch.float64)
+    other = torch.tensor([float(finite), 2.5, 0.0], dtype=torch.float64)
     assert GroupServer(words, Scripted([torch.tensor([2.0]), other]), leads=True).push(PUSH) == REPLIES[0]
     (said,) = words.said
     assert (said.finite, said.loss, said.samples, said.not_finite) == (finite, 4.0, 8, ())
@@ -92,10 +92,18 @@ def test_a_gradient_is_finite_if_every_share_of_it_is(finite):
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_the_worker_whose_loss_is_not_finite_is_told(loss):
     words = Words()
-    other = torch.tensor([0.0, loss], dtype=torch.float64)
+    other = torch.tensor([0.0, loss, 0.0], dtype=torch.float64)
     GroupServer(words, Scripted([torch.tensor([2.0]), other]), leads=True).push(PUSH)
     (said,) = words.said
     assert (said.finite, said.not_finite) == (False, (1,))
+
+
+def test_the_agreement_with_teachers_is_that_of_all_shares():
+    words = Words()
+    server = GroupServer(words, Scripted([torch.tensor([2.0]), SOUND]), leads=True)
+    server.push(replace(PUSH, agreement=0.5, teachers=((1, 40),)))
+    (said,) = words.said
+    assert (said.agreement, said.teachers) == (0.75, ((1, 40),))
 
 
 def test_the_buffers_handed_in_are_the_workers_mean():

@@ -9,7 +9,7 @@ from torch import nn
 
 from dist_train.config import schema
 from dist_train.errors import TrainingError
-from dist_train.optimizers import LARS, build, set_rate
+from dist_train.optimizers import LARS, build, set_rate, set_weight_decay
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 STEPS = 6
@@ -286,3 +286,10 @@ class TestSetRate:
             set_rate(optimizer, 0.1 + step, momentum)
             train(model, optimizer, [step])
         assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_weight_decay_is_set_to_a_part_of_what_is_configured_where_there_is_any():
+    optimizer = build(small_model(), schema.SGD(lr=0.1, weight_decay=1e-4))
+    for factor, decay in ((0.1, 1e-5), (0.0, 0.0), (1.0, 1e-4)):
+        set_weight_decay(optimizer, schema.SGD(lr=0.1, weight_decay=1e-4), factor)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(decay), 0.0]

@@ -77,6 +77,7 @@ class Book:
                 "threads": torch.get_num_threads(),
                 "seed": run.server.state.counted.seed,
                 "train_size": size,
+                "replica": run.replica,
             }
         )
         run.twin.referee = Listening(run.twin.referee, self)

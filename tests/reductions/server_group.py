@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import runs
@@ -17,7 +18,7 @@ from dist_train.exchange.published import PublishedReader, PublishedWriter, publ
 from dist_train.exchange.segments import Address, Segment
 from dist_train.exchange.server import MemberMemory, Turn
 from dist_train.exchange.twin import Seat as Leader
-from dist_train.member import serve
+from dist_train.member import RunOfAll, serve
 from dist_train.rules.messages import Version
 from dist_train.runtime.connect import Connection
 from dist_train.runtime.place import Place
@@ -75,7 +76,7 @@ def lead(seat: Seat, config: Config) -> dict[str, Any]:
             connection.from_rank_0("memory", lambda: said)
             return leader
 
-        serve(config, connection, run.workers, open_server, Turn(0, 0))
+        serve(config, connection, RunOfAll(run.directory, run.workers), open_server, Turn(0, 0))
 
     run.twin.seat(0, body)
     try:
@@ -100,4 +101,6 @@ def follow(seat: Seat, config: Config) -> None:
         return Follower(connection.from_rank_0("memory", dict), (size, statistics))
 
     assert isinstance(config.parallel.workers, int)
-    serve(config, connection, config.parallel.workers, open_server, Turn(0, 0))
+    workers = config.parallel.workers
+    assert isinstance(workers, int)
+    serve(config, connection, RunOfAll(Path("nowhere"), workers), open_server, Turn(0, 0))

@@ -28,7 +28,7 @@ from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.baton import Schedule, in_step
 from dist_train.exchange.server import Turn
 from dist_train.exchange.twin import Seat, Twin
-from dist_train.member import serve
+from dist_train.member import RunOfAll, serve
 from dist_train.plan import group_count
 from dist_train.rules.decisions import Answer, Milestone, Step, Validated
 from dist_train.rules.referee import Referee, Start
@@ -63,10 +63,17 @@ def running() -> Iterator[Callable[..., Run]]:
     """Give what makes runs, one member if not told otherwise, and end them all."""
     made: list[Run] = []
 
-    def make(parallel: Mapping[str, Any], steps: int = 4, origin: Path | None = None, **sections: Any) -> Run:
+    def make(
+        parallel: Mapping[str, Any],
+        steps: int = 4,
+        origin: Path | None = None,
+        replica: int = 0,
+        directory: Path = Path("nowhere"),
+        **sections: Any,
+    ) -> Run:
         train = {"steps": steps, "batch_size": 4} | sections.pop("train", {})
         config = config_of(parallel={"workers": 1} | parallel, train=train, **sections)
-        made.append(Run(config, origin))
+        made.append(Run(config, origin, replica=replica, directory=directory))
         return made[-1]
 
     try:
@@ -83,16 +90,20 @@ class Run:
     config: Config
     origin: Path | None = None
     slots: Callable[[int], Any] = PlainSlots
+    # Of one of several replicas: which, and where it lies beside the board.
+    replica: int = 0
+    directory: Path = Path("nowhere")
     snapshots: list[tuple[Start, ShardState]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         assert isinstance(self.config.parallel.workers, int)
         self.workers = self.config.parallel.workers
         self.members = group_count(self.config.parallel, self.workers)
-        self.holdings = Holdings(self.config, self.workers, self.origin)
+        self.holdings = Holdings(self.config, self.workers, self.origin, self.replica)
         self.server = self.holdings.server
         counted = self.server.state.counted
-        counted.seed = self.config.seed if counted.seed is None else counted.seed
+        own_seed = self.config.seed + self.replica
+        counted.seed = own_seed if counted.seed is None else counted.seed
         counted.train_size = len(self.task.train_data())
         self.plan, _ = plan_from(self.config, self.server.state, self.workers, counted.train_size)
         self.start = Start(
@@ -167,7 +178,8 @@ class Run:
 
     def body(self, seat: Seat) -> None:
         """Be the only worker of a member, through the door."""
-        connection = Connection(Place(0, 1), runs.CPU, HashStore(), timedelta(seconds=20), lambda *_: None)
+        place = Place(0, 1, replica=self.replica)
+        connection = Connection(place, runs.CPU, HashStore(), timedelta(seconds=20), lambda *_: None)
         turn = Turn(seat.member, seat.incarnation)
 
         def open_server(size: int, statistics: int) -> Seat:
@@ -175,7 +187,7 @@ class Run:
             assert statistics == self.server.statistics_size
             return seat
 
-        serve(self.config, connection, self.workers, open_server, turn)
+        serve(self.config, connection, RunOfAll(self.directory, self.workers), open_server, turn)
 
     def go(self, schedule: Schedule | None = None, until: Callable[[], bool] = lambda: False) -> Run:
         """Seat whoever is missing, and let all move."""

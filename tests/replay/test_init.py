@@ -114,6 +114,62 @@ class TestEveryMode:
         assert line.endswith("bit for bit")
 
 
+class TestReplicas:
+    @pytest.mark.parametrize("mode", ["async", "backup", "downpour, read often", "diloco", "elastic"])
+    def test_each_is_replayed_with_the_teachers_that_it_had(
+        self, make: recorded.Make, tmp_path: Path, mode: str
+    ) -> None:
+        books = self.codistilled(make, tmp_path, mode)
+        for replica, book in enumerate(books):
+            line = replay(recorded.finished(book, seed=5 + replica))
+            assert line.endswith("bit for bit")
+        for replica, book in enumerate(books):
+            taught = [
+                gradient["teachers"]
+                for event in book.events
+                if event["event"] == "update"
+                for gradient in event["gradients"]
+                if "teachers" in gradient
+            ]
+            assert {teacher for each in taught for teacher, _ in each} == {1 - replica}
+            assert "teacher" in [event["event"] for event in book.events]
+
+    def test_another_teacher_makes_another_run(self, make: recorded.Make, tmp_path: Path) -> None:
+        run_dir = recorded.finished(self.codistilled(make, tmp_path, "async")[1])
+
+        def untaught(events: list[dict[str, Any]]) -> None:
+            for event in events:
+                for gradient in event.get("gradients", ()):
+                    gradient.pop("teachers", None)
+
+        rewritten(run_dir, untaught)
+        with pytest.raises(Different, match=r"the parameters of shard 0 differ|has a loss of"):
+            replay(run_dir)
+
+    def test_a_post_that_is_gone_is_named(self, make: recorded.Make, tmp_path: Path) -> None:
+        run_dir = recorded.finished(self.codistilled(make, tmp_path, "async")[1])
+        for post in (tmp_path / "board" / "replica_0").iterdir():
+            post.unlink()
+        with pytest.raises(ConfigError, match=r"set codistill.keep_posts to all before the run"):
+            replay(run_dir)
+
+    @staticmethod
+    def codistilled(make: recorded.Make, folder: Path, mode: str) -> list[recorded.Book]:
+        """Two replicas half-way through their training, each the other's teacher."""
+        parallel, sections = MODES[mode]
+        parallel = parallel | {"replicas": 2}
+        terms = {"interval": 1, "keep_posts": "all", "data": "same"}
+        (folder / "board").mkdir()
+        books = []
+        for replica in range(2):
+            own = {"replica": replica, "directory": folder / f"replica_{replica}", "codistill": terms}
+            books.append(recorded.record(make, own["directory"], parallel, 24, **own | sections))
+        for update in (4, 8, 12):
+            for book in books:
+                book.run.go_to(update, seeded(update))
+        return books
+
+
 class TestWhatWentWrongInTheRun:
     @pytest.mark.parametrize("mode", ["async", "downpour", "diloco", "elastic"])
     def test_a_replaced_worker(self, make: recorded.Make, tmp_path: Path, mode: str) -> None:

@@ -17,6 +17,7 @@ from dist_train.rules.schedule import (
     Warmup,
     learning_rate,
     momentum,
+    weight_decay_factor,
 )
 
 quick = settings(max_examples=60, deadline=None)
@@ -246,3 +247,15 @@ class TestEverySchedule:
         scaled = replace(decay, min_lr=factor * decay.min_lr) if hasattr(decay, "min_lr") else decay
         one, other = Schedule(1.0, 1000, None, decay), Schedule(factor, 1000, None, scaled)
         assert learning_rate(other, samples) == same(factor * learning_rate(one, samples))
+
+
+class TestWeightDecay:
+    # Sodhani et al. 2020: from 1e-4 to 1e-5 at the first drop of the learning rate, to 0 at the second.
+    COURSE = Schedule(0.1, 90, None, Constant(), decay_factors=((30, 0.1), (60, 0.0)))
+
+    def test_it_falls_at_its_milestones(self):
+        factors = [weight_decay_factor(self.COURSE, samples) for samples in (0, 29, 30, 59, 60, 90)]
+        assert factors == [1.0, 1.0, 0.1, 0.1, 0.0, 0.0]
+
+    def test_without_milestones_it_is_left_alone(self):
+        assert weight_decay_factor(Schedule(0.1, 90, None, Constant()), 30) is None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_train.rules.teaching import looks_at, posts_at, replica_seed, rows_of, teachers_of, weight_at
+from dist_train.rules.teaching import (
+    looks_every,
+    passes,
+    posts,
+    replica_seed,
+    rows_of,
+    teachers_of,
+    weight_at,
+)
 
 
 class TestTeachers:
@@ -35,13 +45,25 @@ class TestWeight:
 
 class TestTimes:
     def test_a_replica_posts_once_an_interval(self) -> None:
-        assert [updates for updates in range(1, 101) if posts_at(updates, 50)] == [50, 100]
+        assert [after for after in range(1, 101) if posts(after - 1, after, 50, 0, -1)] == [50, 100]
 
-    def test_and_looks_more_often(self) -> None:
-        assert [updates for updates in range(1, 25) if looks_at(updates, 50)] == [6, 12, 18, 24]
+    def test_versions_that_nobody_saw_hide_no_post(self) -> None:
+        seen = [0, 3, 8, 9, 14, 15, 27]
+        assert [after for before, after in pairwise(seen) if passes(before, after, 5)] == [8, 14, 15, 27]
 
-    def test_never_less_often_than_every_update(self) -> None:
-        assert all(looks_at(updates, 1) for updates in range(1, 10))
+    def test_after_a_return_to_an_earlier_version_nothing_is_due(self) -> None:
+        assert not passes(50, 40, 5)
+
+    def test_a_later_group_steps_in_once_a_post_of_the_earlier_ones_is_missing(self) -> None:
+        def second(newest: int) -> list[int]:
+            return [after for after in range(1, 51) if posts(after - 1, after, 10, 1, newest)]
+
+        assert second(newest=10) == [30, 40, 50]
+        assert second(newest=40) == []
+
+    @pytest.mark.parametrize(("interval", "every"), [(50, 6), (8, 1), (1, 1)])
+    def test_a_replica_looks_several_times_an_interval(self, interval: int, every: int) -> None:
+        assert looks_every(interval) == every
 
 
 class TestData:

@@ -1,0 +1,91 @@
+"""The teachers of a replay: the very snapshots that other replicas posted, as the log names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.config import Config
+from dist_train.core.folder_board import FolderBoard
+from dist_train.core.lessons import Lessons
+from dist_train.core.state import load_tensors, unique_tensors
+from dist_train.core.step import loss_of
+from dist_train.core.teachers import frozen_copy
+from dist_train.couplings import Coupling
+from dist_train.couplings.codistillation import Codistillation, Progress
+from dist_train.errors import ConfigError, TrainingError
+from dist_train.layout import BOARD
+from dist_train.task import Task, scores_of
+
+# Gives a replica's post of a version.
+Posts = Callable[[int, int], Mapping[str, Tensor]]
+
+
+def posts_of(config: Config, run_dir: Path) -> Posts | None:
+    """Return where the posts of a codistilled run are read; None where replicas taught nobody.
+
+    What it returns raises ConfigError for a post that is there no more.
+    """
+    if config.codistill is None:
+        return None
+    board = FolderBoard(run_dir.absolute().parent / BOARD)
+
+    def read(replica: int, version: int) -> Mapping[str, Tensor]:
+        try:
+            return board.read(replica, version)
+        except TrainingError as error:
+            raise ConfigError(
+                f"{error}; a replay needs all posts: set codistill.keep_posts to all before the run"
+            ) from error
+
+    return read
+
+
+class RecordedTeachers:
+    """``versions`` are those of the gradient that is computed next, by replica."""
+
+    def __init__(self, config: Config, posts: Posts, task: Task) -> None:
+        assert config.codistill is not None
+        self.versions: Mapping[int, int] = {}
+        self._terms = config.codistill
+        self._posts = posts
+        self._task = task
+        self._models: dict[int, tuple[int, nn.Module]] = {}
+
+    def coupled(self, inside: Coupling, progress: Progress) -> Coupling:
+        """Add what is learnt from them to what couples a worker."""
+
+        def scores(predictions: Tensor) -> Tensor:
+            return scores_of(self._task, predictions)
+
+        return Codistillation(inside, self._terms, self, scores, progress, Lessons(torch.device("cpu")))
+
+    def begin(self, model: nn.Module, updates: int) -> None:
+        del updates
+        self._model = model
+
+    def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
+        del scores
+        found = []
+        with torch.no_grad():
+            for replica, version in self.versions.items():
+                if updates - version <= self._terms.max_age_in_force:
+                    predicted = loss_of(self._task, self._seated(replica, version), batch)[1]
+                    found.append(scores_of(self._task, predicted))
+        return found
+
+    def after(self, updates: int) -> None:
+        del updates
+
+    def _seated(self, replica: int, version: int) -> nn.Module:
+        known, model = self._models.get(replica, (None, None))
+        if model is None:
+            model = frozen_copy(self._model)
+        if known != version:
+            load_tensors(unique_tensors(model), self._posts(replica, version))
+            self._models[replica] = version, model
+        return model

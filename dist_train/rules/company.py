@@ -1,0 +1,60 @@
+"""Which replicas keep step with one another, while they exchange predictions of the same batches.
+
+Nobody waits for one that is gone. One that is only slow is waited for; one that has fallen silent is not,
+until it is heard of again, and then it is waited for until it has caught up, as apart they could teach each
+other nothing. Times are seconds of one clock, given by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class Place(NamedTuple):
+    """Where a replica is: the batch number ``batch`` of the update after ``updates``."""
+
+    updates: int
+    batch: int
+
+
+Stance = Literal["wait", "without"]
+
+
+@dataclass
+class _Standing:
+    """``at`` is where it was last heard of, ``heard`` when; before that, ``expected`` until."""
+
+    at: Place | None = None
+    heard: float = 0.0
+    expected: float = 0.0
+    gone: bool = False
+
+
+class Company:
+    """The replicas 0 to ``replicas`` - 1, who are all expected within ``meeting_s`` from ``now``."""
+
+    def __init__(self, replicas: int, patience_s: float, meeting_s: float, now: float) -> None:
+        self._patience_s = patience_s
+        self._standings = [_Standing(expected=now + meeting_s) for _ in range(replicas)]
+
+    def heard(self, replica: int, place: Place, now: float) -> None:
+        """Take note that a replica is at a place: earlier than before if it has been started again."""
+        standing = self._standings[replica]
+        standing.at, standing.heard, standing.gone = place, now, False
+
+    def gone(self, replica: int) -> None:
+        """Take note that a replica has ended, or is to be started again."""
+        self._standings[replica] = _Standing(gone=True)
+
+    def stance(self, teacher: int, place: Place, now: float) -> Stance:
+        """Say whether to wait for what a teacher predicts at ``place``, which it has not sent yet."""
+        standing = self._standings[teacher]
+        if standing.gone or (standing.at is not None and standing.at >= place):
+            return "without"
+        return "wait" if now < self.until(teacher) else "without"
+
+    def until(self, teacher: int) -> float:
+        """Return until when a teacher is waited for if nothing is heard of it."""
+        standing = self._standings[teacher]
+        return standing.expected if standing.at is None else standing.heard + self._patience_s

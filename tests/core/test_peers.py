@@ -1,0 +1,145 @@
+"""Tests of teachers who train on the same batches, and of the promise that this is codistillation too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.config.schema import Codistill
+from dist_train.core.lessons import Lessons
+from dist_train.core.peers import Peers
+from dist_train.core.teachers import Among, PostedTeachers
+from dist_train.couplings import Apply, Started
+from dist_train.couplings.codistillation import Codistillation, Progress
+from dist_train.exchange.board import MemoryBoard
+from dist_train.exchange.collective import Alone
+
+CPU = torch.device("cpu")
+
+
+class TestSwap:
+    def test_scores_go_out_and_come_back_in_their_shape(self) -> None:
+        asked: list[tuple[tuple[int, int], bytes]] = []
+
+        def swap(place: tuple[int, int], scores: bytes) -> Sequence[bytes]:
+            asked.append((place, scores))
+            return [scores, torch.full((2, 3), 7.0).numpy().tobytes()]
+
+        own = torch.arange(6.0).view(2, 3)
+        first, second = Peers(swap).predictions(own.to(torch.bfloat16), None, 4)
+        assert first.equal(own)
+        assert second.equal(torch.full((2, 3), 7.0))
+        assert asked == [((4, 0), own.numpy().tobytes())]
+
+    def test_the_batches_of_an_update_are_numbered(self) -> None:
+        places: list[tuple[int, int]] = []
+        peers = Peers(lambda place, scores: places.append(place) or [])
+        for updates in (4, 4, 5, 6, 6):
+            peers.predictions(torch.zeros(1, 2), None, updates)
+        assert places == [(4, 0), (4, 1), (5, 0), (6, 0), (6, 1)]
+
+
+class Inside:
+    writes = True
+
+    def start(self, model: nn.Module) -> Started:
+        return Started(model, nullcontext)
+
+    def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
+        return loss
+
+    def update(self, apply: Apply) -> None:
+        apply()
+
+    def observe(self, metrics: Mapping[str, float]) -> None: ...
+
+
+class Descent:
+    """One step of plain descent."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = list(model.parameters())
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            for parameter in self.parameters:
+                assert parameter.grad is not None
+                parameter -= 0.3 * parameter.grad
+                parameter.grad = None
+
+    def clip(self) -> None: ...
+
+    def step(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+class AtOnce(Executor):
+    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(*given, **named))
+        return done
+
+
+class Pupil:
+    """A replica that is driven by hand."""
+
+    def __init__(self, number: int) -> None:
+        torch.manual_seed(number)
+        self.model = nn.Linear(3, 4)
+        self.updates = 0
+
+    def couple(self, teachers: PostedTeachers | Peers) -> None:
+        progress = Progress(lambda: self.updates, lambda: self.updates + 1)
+        terms = Codistill(interval=1, data="same")
+        self.coupling = Codistillation(Inside(), terms, teachers, lambda x: x, progress, Lessons(CPU))
+        self.coupling.start(self.model)
+
+    def step(self, batch: Tensor, labels: Tensor) -> None:
+        predictions = self.model(batch)
+        loss = nn.functional.cross_entropy(predictions, labels)
+        self.coupling.objective(loss, predictions, batch, 1.0).backward()
+        self.coupling.update(Descent(self.model))
+        self.updates += 1
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(3)
+    return [(torch.randn(5, 3, generator=draw), torch.randint(4, (5,), generator=draw)) for _ in range(6)]
+
+
+def test_with_a_snapshot_of_every_update_both_exchanges_are_the_same_training() -> None:
+    by_prediction, by_snapshot = [Pupil(0), Pupil(1)], [Pupil(0), Pupil(1)]
+    for own, other in ((0, 1), (1, 0)):
+        teacher = by_prediction[other]
+
+        def swap(place: tuple[int, int], scores: bytes, teacher: Pupil = teacher) -> Sequence[bytes]:
+            return [teacher.says.numpy().tobytes()]  # type: ignore[attr-defined]
+
+        by_prediction[own].couple(Peers(swap))
+    board, posted = MemoryBoard(), []
+    for own, other in ((0, 1), (1, 0)):
+        terms = Codistill(interval=1, data="same")
+        among = Among(own, (other,), leads=True)
+        teachers = PostedTeachers(among, terms, board, lambda model, batch: model(batch), Alone(), AtOnce())
+        posted.append(teachers)
+        by_snapshot[own].couple(teachers)
+    for batch, labels in batches():
+        # Both exchange what they are before the step.
+        for pupil in by_prediction:
+            pupil.says = pupil.model(batch).detach()  # type: ignore[attr-defined]
+        for number, pupil in enumerate(by_snapshot):
+            tensors = {name: each.detach().clone() for name, each in pupil.model.named_parameters()}
+            board.post(number, pupil.updates, tensors)
+        for teachers, pupil in zip(posted, by_snapshot, strict=True):
+            teachers.take_newest(pupil.updates)
+        for pupil in (*by_prediction, *by_snapshot):
+            pupil.step(batch, labels)
+    for one, another in zip(by_prediction, by_snapshot, strict=True):
+        assert one.model.weight.equal(another.model.weight)
+        assert one.model.bias.equal(another.model.bias)
