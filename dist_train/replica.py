@@ -7,30 +7,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from dist_train.config import Config
 from dist_train.core.checkpoint import TEACHERS, Part, load_part, read_manifest
 from dist_train.core.folder_board import FolderBoard
 from dist_train.core.state import State
-from dist_train.core.step import loss_of
+from dist_train.core.step import outputs_of
 from dist_train.core.teachers import Among, PostedTeachers
 from dist_train.couplings import Coupling
-from dist_train.couplings.codistillation import Codistillation, Outputs
+from dist_train.couplings.codistillation import Codistillation
 from dist_train.exchange.collective import Collective
 from dist_train.layout import BOARD
 from dist_train.rules.teaching import replica_seed, teachers_of
-from dist_train.task import Task, scores_of
+from dist_train.student import Student
+from dist_train.task import Task
 
 
 class Replica:
-    """What a worker has to do with other replicas; nothing where there is no section codistill."""
+    """What a worker has to do with other replicas, nothing where there is no section codistill; and what it
+    learns, as a ``student``, from runs that are done."""
 
     def __init__(
         self, config: Config, number: int, run_dir: Path, collective: Collective, leads: bool
     ) -> None:
         self.number = number
         self.seed = replica_seed(config.seed, number)
+        self.student = Student(config, collective)
         self.teachers: PostedTeachers | None = None
         self._terms = config.codistill
         if self._terms is None:
@@ -44,13 +45,10 @@ class Replica:
 
     def coupled(self, inside: Coupling, task: Task, state: State) -> Coupling:
         """Add what is learnt from the others to what couples the workers of this replica."""
+        inside = self.student.coupled(inside, task, state)
         if self._terms is None or self.teachers is None:
             return inside
-
-        def predict(model: nn.Module, batch: Any) -> Tensor:
-            return scores_of(task, loss_of(task, model, batch)[1])
-
-        outputs = Outputs(lambda predictions: scores_of(task, predictions), predict)
+        outputs = outputs_of(task)
         return Codistillation(inside, self._terms, self.teachers, outputs, lambda: state.counted.updates)
 
     def on_event(self, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -59,8 +57,9 @@ class Replica:
             self.teachers.on_event = tell
 
     def figures(self, updates: int) -> dict[str, float]:
-        """Return what a line of metrics says of the agreement; asked of all workers at once."""
-        return {} if self.teachers is None else self.teachers.measure(updates)
+        """Return what a line of metrics says of teachers; asked of all workers at once."""
+        agreed = {} if self.teachers is None else self.teachers.measure(updates)
+        return self.student.figures() | agreed
 
     def restore(self, checkpoint: Path) -> None:
         """Take the teachers that a checkpoint kept, once the model is started; it may have none."""

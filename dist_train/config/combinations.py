@@ -44,6 +44,7 @@ def contradictions(config: Config) -> list[Contradiction]:
     parallel = config.parallel
     found = [*_batch(config), *_mode(parallel), *_damping(parallel), *_downpour(parallel)]
     found += [*_local_steps(parallel), *_groups_of_one(config), *_batch_norm(config), *_replicas(config)]
+    found += [*_distill(config), *_bootstrap(config)]
     if parallel.workers != "auto":
         found += [*_workers(parallel, parallel.workers), *_slow(config.faults, parallel.workers)]
     return found
@@ -94,6 +95,24 @@ def _replicas(config: Config) -> Iterator[Contradiction]:
     elif codistill.topology == "pairs" and parallel.replicas % 2:
         text = f"pairs need an even number of replicas, and there are {parallel.replicas}"
         yield ("codistill", "topology"), f"{text}; set it to all or ring"
+
+
+def _distill(config: Config) -> Iterator[Contradiction]:
+    if config.distill is not None and config.parallel.has_server:
+        text = f"mode {config.parallel.mode} has no teachers; set it to null, or parallel.mode to sync"
+        yield ("distill",), text
+
+
+def _bootstrap(config: Config) -> Iterator[Contradiction]:
+    """Bagging is of several models that know nothing of one another."""
+    if not config.data.bootstrap:
+        return
+    if config.parallel.replicas == 1:
+        text = "one replica makes no ensemble; set it to false, or parallel.replicas to 2 or more"
+        yield ("data", "bootstrap"), text
+    elif config.codistill is not None:
+        text = "codistill.data says what replicas that teach one another train on; set it to false"
+        yield ("data", "bootstrap"), f"{text}, or codistill to null"
 
 
 def _damping(parallel: Parallel) -> Iterator[Contradiction]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dist_train.config.codistill import Codistill
 from dist_train.config.combinations import Contradictions, contradictions
+from dist_train.config.distill import Distill
 from dist_train.config.parallel import (
     AnyDamping,
     AnyOuter,
@@ -34,6 +35,7 @@ __all__ = [
     "Cluster",
     "Codistill",
     "DelayCompensated",
+    "Distill",
     "ElasticOuter",
     "InverseDamping",
     "NesterovOuter",
@@ -263,6 +265,8 @@ class Data(Section):
     prefetch: PositiveInt = 2
     # Samples a worker may find unreadable (named in the log and replaced) before it gives up.
     bad_samples: NonNegativeInt = 0
+    # Each of several replicas trains on as many samples as there are, drawn with replacement (Breiman 1996).
+    bootstrap: bool = False
 
 
 class Validation(Section):
@@ -362,6 +366,8 @@ class Config(Section):
     faults: Faults = Faults()
     # null: replicas, if there are several, know nothing of one another.
     codistill: Codistill | None = None
+    # null: labels alone teach. dist-train distill fills it in.
+    distill: Distill | None = None
 
     @property
     def data_parts(self) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.delivered import find, refuse_other_task
 from dist_train.errors import ConfigError
-from dist_train.evaluate.delivered import find, refuse_other_task
 
 Make = Callable[..., Path]
 
@@ -76,6 +76,6 @@ def test_two_runs_are_compared_on_one_task(done: Make) -> None:
 
 
 def test_one_file_may_be_written_in_two_ways(done: Make) -> None:
-    file = Path(__file__).with_name("table_task.py")
+    file = Path(__file__).parent / "evaluate/table_task.py"
     roundabout = f"{file.parent}/../evaluate/./table_task.py:Table"
     refuse_other_task(find(done("a", 1)), find(done("b", 1, task=roundabout)))
