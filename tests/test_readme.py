@@ -246,7 +246,8 @@ def expected_tables():
                 expected[f"{parent}.{name}: {kind}"] = keys
     for name in ("server", "cluster"):
         expected[f"parallel.{name}"] = defaults(shape.section_of(inside("parallel")[name]))
-    expected["codistill"] = defaults(shape.section_of(shape.keys(Config)["codistill"]))
+    for name in ("codistill", "distill"):
+        expected[name] = defaults(shape.section_of(shape.keys(Config)[name]))
     expected["logging.profile"] = defaults(shape.section_of(inside("logging")["profile"], {}))
     return expected
 

@@ -60,14 +60,15 @@ def replica_facts(config: Config) -> dict[str, str]:
 
 
 def student_facts(config: Config) -> dict[str, str]:
-    """Return the row, label to text, that teachers which are done add to a run's arithmetic."""
+    """Return the rows, label to text, that teachers which are done add to a run's arithmetic."""
     distill = config.distill
     if distill is None:
         return {}
-    soft = (
-        f"{distill.soft_weight:g} x agreement ({_agreement_text(distill)}) with {', '.join(distill.teachers)}"
-    )
-    return {"distillation": f"{1 - distill.soft_weight:g} x the task's loss + {soft}"}
+    soft, hard = distill.soft_weight, 1 - distill.soft_weight
+    return {
+        "student of": ", ".join(distill.teachers),
+        "distillation": f"{hard:g} x the task's loss + {soft:g} x agreement ({_agreement_text(distill)})",
+    }
 
 
 def _agreement_text(terms: Codistill | Distill) -> str:
