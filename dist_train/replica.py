@@ -44,12 +44,12 @@ class Replica:
         self.teachers = PostedTeachers(among, self._terms, board, collective, background)
 
     def coupled(self, inside: Coupling, task: Task, state: State) -> Coupling:
-        """Add what is learnt from the others to what couples the workers of this replica."""
-        inside = self.student.coupled(inside, task, state)
-        if self._terms is None or self.teachers is None:
-            return inside
-        outputs = outputs_of(task)
-        return Codistillation(inside, self._terms, self.teachers, outputs, lambda: state.counted.updates)
+        """Add what is learnt from teachers to what couples the workers of this replica."""
+        if self._terms is not None and self.teachers is not None:
+            terms, teachers, outputs = self._terms, self.teachers, outputs_of(task)
+            inside = Codistillation(inside, terms, teachers, outputs, lambda: state.counted.updates)
+        # Outermost: it weighs the task's loss alone, and not the agreement with other replicas.
+        return self.student.coupled(inside, task, state)
 
     def on_event(self, tell: Callable[[dict[str, Any]], None]) -> None:
         """Have changes of teachers told to ``tell``."""

@@ -27,6 +27,7 @@ from dist_train.couplings.allreduce import AllReduce
 from dist_train.errors import DONE, REFUSED, ConfigError
 from dist_train.exchange.collective import Alone
 from dist_train.optimizers import build
+from dist_train.replica import Replica
 from dist_train.student import Pupil, Student, load_teachers, rehearse
 
 Make = Callable[..., Path]
@@ -180,6 +181,39 @@ class TestFigures:
         task = tasks.make(config)
         assert student.coupled(inside, task, state_of(task.model())) is inside
         assert student.figures() == {}
+
+
+class Others:
+    """Another replica that always predicts 2."""
+
+    def begin(self, model: nn.Module) -> None: ...
+
+    def in_force(self, updates: int) -> list[nn.Module]:
+        return [Always()]
+
+    def agreed(self, loss: Tensor, share: float) -> None: ...
+
+
+class Always(nn.Module):
+    def forward(self, index: Tensor) -> Tensor:
+        return torch.full((len(index), 3), 2.0)
+
+
+def test_the_share_of_teachers_is_of_the_task_s_loss_and_not_of_what_replicas_agree_on(
+    done: Make, tmp_path: Path
+) -> None:
+    teacher = done("teacher", torch.full((5, 3), 3.0))
+    codistill = {"loss": "squared_error", "weight": 0.5}
+    parallel = {"workers": 1, "replicas": 2}
+    config = student_of(teacher, loss="squared_error", codistill=codistill, parallel=parallel)
+    replica = Replica(config, 0, tmp_path / "run" / "replica_0", Alone(), leads=True)
+    replica.close()
+    replica.teachers = Others()  # type: ignore[assignment]
+    task = tasks.make(config)
+    coupling = replica.coupled(Inside(), task, state_of(task.model()))
+    objective = coupling.objective(torch.tensor(7.0), torch.ones(5, 3), TestFigures.BATCH, 1.0)
+    # soft_weight is 1: nothing of 7, all of (3 - 1)^2, and half of (2 - 1)^2.
+    assert objective.item() == pytest.approx(4.5)
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
