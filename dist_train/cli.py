@@ -54,6 +54,10 @@ WorkingDir = Annotated[
 ]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Directories of runs that are done.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of the table.")]
+Teachers = Annotated[
+    list[Path],
+    typer.Option("--teacher", metavar="RUN_DIR", help="A run that is done; may be given several times."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the arithmetic, then exit.")
 ]
@@ -77,12 +81,34 @@ def run(
 
     Exit status: 0 done, 1 failed, 2 refused (nothing was started), 75 interrupted and saved.
     """
-    from dist_train.runtime.start import Request, dry_run_text, run_request
-
     replaced = list(overrides or ())
     if address is not None:
         replaced.append(f"parallel.cluster.address={json.dumps(address)}")
-    request = Request(config, tuple(replaced), run_dir, resume)
+    _train(config, replaced, run_dir, resume, dry_run)
+
+
+@app.command(short_help="Train a student of runs that are done.")
+def distill(
+    config: ConfigPath,
+    teacher: Teachers,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Train a student of runs that are done: of one model, or of the ensemble of several.
+
+    It learns the mean of the teachers' predictions beside the labels (section distill of the configuration),
+    and is otherwise a run like any other. Exit status: as of run.
+    """
+    teachers = json.dumps([str(each) for each in teacher])
+    _train(config, [*(overrides or ()), f"distill.teachers={teachers}"], run_dir, resume, dry_run)
+
+
+def _train(config: Path, overrides: list[str], run_dir: Path | None, resume: str, dry_run: bool) -> None:
+    from dist_train.runtime.start import Request, dry_run_text, run_request
+
+    request = Request(config, tuple(overrides), run_dir, resume)
     if dry_run:
         typer.echo(dry_run_text(request))
         raise typer.Exit

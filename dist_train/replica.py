@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from dist_train.config import Config
 from dist_train.config.schema import Codistill
@@ -19,8 +18,8 @@ from dist_train.core.folder_board import FolderBoard
 from dist_train.core.lessons import Lessons
 from dist_train.core.peers import Peers
 from dist_train.core.state import State
-from dist_train.core.step import loss_of
-from dist_train.core.teachers import Among, PostedTeachers
+from dist_train.core.step import outputs_of
+from dist_train.core.teachers import Among, PostedTeachers, Predict
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
 from dist_train.errors import ConfigError
@@ -31,7 +30,8 @@ from dist_train.rules.teacher_script import Script
 from dist_train.rules.teaching import replica_seed, teachers_of
 from dist_train.runtime.line import Line
 from dist_train.runtime.place import relay_address
-from dist_train.task import Task, scores_of
+from dist_train.student import Student
+from dist_train.task import Task
 from dist_train.watch.records import read
 
 log = logging.getLogger(__name__)
@@ -52,34 +52,30 @@ class Post:
 
 
 class Replica:
-    """What a worker has to do with other replicas; nothing where there is no section codistill."""
+    """What a worker has to do with other replicas, nothing where there is no section codistill; and what it
+    learns, as a ``student``, from runs that are done."""
 
     def __init__(self, config: Config, post: Post, device: torch.device) -> None:
         self.number = post.number
         self.seed = replica_seed(config.seed, post.number)
         self._config = config
         self._post = post
+        self._device = device
         self._lessons = Lessons(device)
+        self.student = Student(config, post.collective)
         self._posted: PostedTeachers | None = None
 
     def coupled(self, inside: Coupling, task: Task, progress: Progress) -> Coupling:
-        """Add what is learnt from the others to what couples the workers of this replica."""
-        terms = self._config.codistill
-        if terms is None:
-            return inside
+        """Add what is learnt from teachers to what couples the workers of this replica."""
+        terms, outputs = self._config.codistill, outputs_of(task)
+        if terms is not None:
+            teachers = self._peers(terms) if terms.by_prediction else self._from_the_board(terms, outputs.by)
+            inside = Codistillation(inside, terms, teachers, outputs.of, progress, self._lessons)
+        # Outermost: it weighs the task's loss alone, and not the agreement with other replicas.
+        return self.student.coupled(inside, task, self._device)
 
-        def scores(predictions: Tensor) -> Tensor:
-            return scores_of(task, predictions)
-
-        teachers = self._peers(terms) if terms.by_prediction else self._from_the_board(terms, task)
-        return Codistillation(inside, terms, teachers, scores, progress, self._lessons)
-
-    def _from_the_board(self, terms: Codistill, task: Task) -> PostedTeachers:
+    def _from_the_board(self, terms: Codistill, predict: Predict) -> PostedTeachers:
         post, parallel = self._post, self._config.parallel
-
-        def predict(model: nn.Module, batch: Any) -> Tensor:
-            return scores_of(task, loss_of(task, model, batch)[1])
-
         self._posted = PostedTeachers(
             Among(self.number, self._teachers(terms), leads=post.rank == 0, turn=post.turn),
             terms,
@@ -109,15 +105,16 @@ class Replica:
     # -- figures ---------------------------------------------------------------------------------------
 
     def figures(self, updates: int) -> dict[str, float]:
-        """Return what a line of metrics says of the agreement; asked of all workers at once."""
+        """Return what a line of metrics says of teachers; asked of all workers at once."""
+        soft = self.student.figures()
         if self._config.codistill is None:
-            return {}
+            return soft
         agreement = self._lessons.of_all(self._post.collective)
         if agreement is None:
-            return {}
+            return soft
         versions = {} if self._posted is None else self._posted.versions
         age = {"teacher_age": float(updates - min(versions.values()))} if versions else {}
-        return {"agreement": agreement, **age}
+        return {**soft, "agreement": agreement, **age}
 
     def with_lessons(self, figures: Figures) -> Figures:
         """Add what a member of a parameter server has learnt since its last gradient."""

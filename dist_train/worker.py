@@ -26,6 +26,7 @@ from dist_train.replica import Post, Replica, by_count
 from dist_train.rules.teaching import replica_seed
 from dist_train.rules.timetable import Timetable
 from dist_train.runtime.connect import Connection, describe_device, numerics_of
+from dist_train.student import Pupil
 from dist_train.watch.logbook import Logbook, with_warning
 from dist_train.watch.opening import Scene, announce, earlier, open_logbook
 from dist_train.watch.profile import Profiler, open_profiler
@@ -80,6 +81,7 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
         parts.callback(replica.close)
         coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))
         learner = Learner(config, task, state, coupling, at)
+        replica.student.refuse_unfit(Pupil(task, state.model, learner.validation_data, numerics))
         training = _open(config, connection, given, learner, replica, stop, parts)
         interrupted = _train(training)
         status = _finish(training, connection, given, interrupted)

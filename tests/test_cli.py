@@ -55,6 +55,17 @@ def test_run_resumes_where_it_can_by_default(command: Run, requests: list[Reques
     assert requests[0].resume == "auto"
 
 
+def test_distill_is_a_run_with_teachers(command: Run, requests: list[Request]) -> None:
+    words = ["distill", "--teacher", "runs/a", "--teacher", "b: c", "configs/digits-mlp.yaml", "seed=1"]
+    assert command(*words, "--run-dir", "out", "--resume", "none") == 0
+    (request,) = requests
+    assert (request.run_dir, request.resume) == (Path("out"), "none")
+    config = load_config(Path(__file__).parents[1] / request.config, request.overrides)
+    assert config.seed == 1
+    assert config.distill is not None
+    assert config.distill.teachers == ("runs/a", "b: c")
+
+
 @pytest.mark.parametrize("address", ["auto", "head:6379", "[::1]:6379"])
 def test_an_address_is_that_of_the_cluster_in_the_configuration(
     command: Run, requests: list[Request], address: str
@@ -145,6 +156,7 @@ def test_checkpoints_prints_a_line_for_each_and_fails_if_one_is_damaged(
         ["run", "a.yaml", "--resume"],
         ["checkpoints"],
         ["evaluate"],
+        ["distill", "a.yaml"],
         ["submit", "a.yaml"],
     ],
 )

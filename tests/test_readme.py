@@ -36,8 +36,11 @@ ELSEWHERE = {
     "dist-train replay runs/to-replay": "replay/test_init.py",
 }
 COUPLINGS = ("async", "bounded", "backup", "mixed", "local-steps", "codistill")
+BAGGED = "dist-train run configs/digits-mlp.yaml parallel.replicas=4 data.bootstrap=true"
+STUDENT = "dist-train distill --teacher runs/bagged configs/digits-distill.yaml"
 # What these runs do is tested in faults/ and runtime/; here, that they are what the README says.
 DRY = {f"dist-train run configs/digits-{each}.yaml" for each in COUPLINGS}
+STUDENTS = {f"{BAGGED} --run-dir runs/bagged", f"{STUDENT} distill.temperature=4 distill.soft_weight=0.9"}
 
 
 def blocks(language):
@@ -88,7 +91,7 @@ def test_commands_run_elsewhere_are_all_in_the_readme():
 @pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_every_command_runs_as_printed(clone):
-    skipped = ELSEWHERE.keys() | DRY
+    skipped = ELSEWHERE.keys() | DRY | STUDENTS
     printed = {command: run(command, clone) for command in commands() if command not in skipped}
     assert len(printed) >= 5
     first, from_python, dry, _, resumed, checkpoints, evaluated = printed.values()
@@ -125,6 +128,14 @@ def test_every_coupling_is_one_command(clone, command):
         "codistill": "2 of 1 worker each, each trains on a part of the data of its own",
     }
     assert said[name] in printed, printed
+
+
+def test_an_ensemble_and_its_student_are_one_command_each(clone, done):
+    assert set(commands()) >= STUDENTS
+    assert "each trains on a bootstrap sample" in run(f"{BAGGED} --dry-run", clone)
+    ensemble = done("bagged", 1, 2, 3, 4, task="digits", model={"name": "mlp", "hidden": [128, 128]})
+    printed = run(f"{STUDENT} distill.temperature=4 --dry-run".replace("runs/bagged", str(ensemble)), clone)
+    assert re.search(f"# student of +{ensemble}\n", printed), printed
 
 
 def test_make_quickstart_is_the_run_whose_table_is_shown(clone):
@@ -246,7 +257,8 @@ def expected_tables():
                 expected[f"{parent}.{name}: {kind}"] = keys
     for name in ("server", "cluster"):
         expected[f"parallel.{name}"] = defaults(shape.section_of(inside("parallel")[name]))
-    expected["codistill"] = defaults(shape.section_of(shape.keys(Config)["codistill"]))
+    for name in ("codistill", "distill"):
+        expected[name] = defaults(shape.section_of(shape.keys(Config)[name]))
     expected["schedule.weight_decay"] = defaults(shape.section_of(inside("schedule")["weight_decay"]))
     expected["logging.profile"] = defaults(shape.section_of(inside("logging")["profile"], {}))
     return expected

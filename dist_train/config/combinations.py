@@ -51,6 +51,7 @@ def contradictions(config: Config) -> list[Contradiction]:
         *_replicas(config),
         *_weight_decay(config),
     ]
+    found += [*_distill(config), *_bootstrap(config)]
     if parallel.workers != "auto":
         found += [*_workers(parallel, parallel.workers), *_slow(config.faults, parallel.workers)]
     return found
@@ -123,6 +124,24 @@ def _scheduled(parallel: Parallel, codistill: Codistill) -> Iterator[Contradicti
     elif codistill.keep_posts != "all":
         text = "a replica may need a post long after it was made; set it to all"
         yield ("codistill", "keep_posts"), text
+
+
+def _distill(config: Config) -> Iterator[Contradiction]:
+    if config.distill is not None and config.parallel.has_server:
+        text = f"mode {config.parallel.mode} has no teachers; set it to null, or parallel.mode to sync"
+        yield ("distill",), text
+
+
+def _bootstrap(config: Config) -> Iterator[Contradiction]:
+    """Bagging is of several models that know nothing of one another."""
+    if not config.data.bootstrap:
+        return
+    if config.parallel.replicas == 1:
+        text = "one replica makes no ensemble; set it to false, or parallel.replicas to 2 or more"
+        yield ("data", "bootstrap"), text
+    elif config.codistill is not None:
+        text = "codistill.data says what replicas that teach one another train on; set it to false"
+        yield ("data", "bootstrap"), f"{text}, or codistill to null"
 
 
 def _damping(parallel: Parallel) -> Iterator[Contradiction]:

@@ -28,7 +28,7 @@ from dist_train.core.data import (
 )
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
 from dist_train.core.injected_delays import injected_delays
-from dist_train.core.partition import own_part
+from dist_train.core.partition import bootstrap_sample, own_part
 from dist_train.core.state import Counted, State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
 from dist_train.core.timing import PHASES, StepClock
@@ -94,6 +94,8 @@ class Learner:
     def train_data(self) -> Dataset[Any]:
         config, at = self.config, self._at
         whole = made_alike(self.task.train_data, config.seed, at.numerics.device)
+        if config.data.bootstrap:
+            return bootstrap_sample(whole, at.replica, config.seed)
         parts = config.data_parts
         return whole if parts == 1 else own_part(whole, at.replica, parts, config.seed)
 

@@ -1,4 +1,4 @@
-"""A replica's own part of the training data."""
+"""A replica's own part of the training data, or its own sample of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dist_train.core.data import size_of
 from dist_train.errors import ConfigError
-from dist_train.rules.teaching import rows_of
+from dist_train.rules.teaching import bootstrap_rows, rows_of
 
 
 class Part(Dataset[Any]):
@@ -38,3 +38,8 @@ def own_part(whole: Dataset[Any], replica: int, replicas: int, seed: int) -> Par
             "set it to same"
         )
     return Part(whole, rows_of(replica, replicas, size, seed))
+
+
+def bootstrap_sample(whole: Dataset[Any], replica: int, seed: int) -> Part:
+    """Return a replica's own sample of a training set, of its size and drawn with replacement."""
+    return Part(whole, bootstrap_rows(replica, size_of(whole), seed))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_train.agreement import Outputs
 from dist_train.core.timing import StepClock
 from dist_train.couplings import Coupling, Started
 from dist_train.errors import TrainingError
-from dist_train.task import Task
+from dist_train.task import Task, scores_of
 
 SetPhase = Callable[[str], None]
 
@@ -83,6 +84,15 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             f"{type(task).__name__}.loss must return the mean over the batch, a scalar, not {shape}"
         )
     return loss, predictions
+
+
+def outputs_of(task: Task) -> Outputs:
+    """Return how the task's predictions, and another model's for the same batch, become scores."""
+
+    def by(model: nn.Module, batch: Any) -> Tensor:
+        return scores_of(task, loss_of(task, model, batch)[1])
+
+    return Outputs(lambda predictions: scores_of(task, predictions), by)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_train import delivered
 from dist_train.core.seeds import generators_untouched
+from dist_train.delivered import Delivered
 from dist_train.errors import ConfigError
-from dist_train.evaluate import delivered
 from dist_train.evaluate.batches import each_batch
-from dist_train.evaluate.delivered import Delivered
 from dist_train.evaluate.predictions import Apart, apart
 from dist_train.evaluate.report import Churn, Measured, Report
 from dist_train.evaluate.subject import Subject, prepare

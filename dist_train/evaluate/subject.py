@@ -19,8 +19,8 @@ from dist_train.core.seeds import seed_all
 from dist_train.core.state import placed_model
 from dist_train.core.step import Numerics
 from dist_train.core.weights import load_weights
+from dist_train.delivered import Delivered
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.evaluate.delivered import Delivered
 from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.connect import choose_device, numerics_of
 from dist_train.runtime.place import Place
@@ -60,19 +60,28 @@ def prepare(delivered: Delivered) -> Subject:
     Raises ConfigError, naming the run directory, where one of them cannot be made or does not fit.
     """
     run_dir, config = delivered.run_dir, delivered.config
-    _refuse_unusable(delivered)
     device = _device(config.parallel)
     numerics = numerics_of(config, device)
-    # In the order of a worker's start, on which what is drawn depends.
-    seed_all(config.seed)
-    task = _made(delivered, "task", lambda: tasks.make(config))
-    models = tuple(
-        _model(delivered, task, number, path, device) for number, path in enumerate(delivered.weights)
-    )
+    task, models = models_of(delivered, device)
     data = _made(delivered, "validation data", lambda: made_alike(task.validation_data, config.seed, device))
     if not _made(delivered, "validation data", lambda: size_of(data)):
         raise ConfigError(f"{run_dir}: the validation set is empty; there is nothing to measure on")
     return Subject(delivered, task, models, data, numerics)
+
+
+def models_of(delivered: Delivered, device: torch.device) -> tuple[Task, tuple[nn.Module, ...]]:
+    """Make a run's task, and the models that it delivered, in order and in evaluation mode; seeds generators.
+
+    Raises ConfigError, naming the run directory, where one of them cannot be made or does not fit.
+    """
+    _refuse_unusable(delivered)
+    # In the order of a worker's start, on which what is drawn depends.
+    seed_all(delivered.config.seed)
+    task = _made(delivered, "task", lambda: tasks.make(delivered.config))
+    models = tuple(
+        _model(delivered, task, number, path, device) for number, path in enumerate(delivered.weights)
+    )
+    return task, models
 
 
 def batch_size(config: Config) -> int:

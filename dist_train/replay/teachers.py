@@ -13,13 +13,13 @@ from dist_train.config import Config
 from dist_train.core.folder_board import FolderBoard
 from dist_train.core.lessons import Lessons
 from dist_train.core.state import load_tensors, unique_tensors
-from dist_train.core.step import loss_of
+from dist_train.core.step import outputs_of
 from dist_train.core.teachers import frozen_copy
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.layout import BOARD
-from dist_train.task import Task, scores_of
+from dist_train.task import Task
 
 # Gives a replica's post of a version.
 Posts = Callable[[int, int], Mapping[str, Tensor]]
@@ -53,16 +53,13 @@ class RecordedTeachers:
         self.versions: Mapping[int, int] = {}
         self._terms = config.codistill
         self._posts = posts
-        self._task = task
+        self._outputs = outputs_of(task)
         self._models: dict[int, tuple[int, nn.Module]] = {}
 
     def coupled(self, inside: Coupling, progress: Progress) -> Coupling:
         """Add what is learnt from them to what couples a worker."""
-
-        def scores(predictions: Tensor) -> Tensor:
-            return scores_of(self._task, predictions)
-
-        return Codistillation(inside, self._terms, self, scores, progress, Lessons(torch.device("cpu")))
+        record = Lessons(torch.device("cpu"))
+        return Codistillation(inside, self._terms, self, self._outputs.of, progress, record)
 
     def begin(self, model: nn.Module, updates: int) -> None:
         del updates
@@ -70,13 +67,13 @@ class RecordedTeachers:
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
-        found = []
+        in_force = [
+            self._seated(replica, version)
+            for replica, version in self.versions.items()
+            if updates - version <= self._terms.max_age_in_force
+        ]
         with torch.no_grad():
-            for replica, version in self.versions.items():
-                if updates - version <= self._terms.max_age_in_force:
-                    predicted = loss_of(self._task, self._seated(replica, version), batch)[1]
-                    found.append(scores_of(self._task, predicted))
-        return found
+            return [self._outputs.by(teacher, batch) for teacher in in_force]
 
     def after(self, updates: int) -> None:
         del updates

@@ -17,6 +17,8 @@ Topology = Literal["all", "ring", "pairs"]
 
 # A part of the data must not depend on the order in which an epoch is drawn.
 _PARTITION = 2**63
+# Nor may a bootstrap sample: each replica draws it from a stream of its own, with this added to its number.
+_BOOTSTRAP = 2**63
 # How many times an interval a replica looks for newer teachers.
 _LOOKS = 8
 
@@ -74,3 +76,14 @@ def rows_of(replica: int, replicas: int, size: int, seed: int) -> NDArray[np.int
     shuffled = permutation(seed ^ _PARTITION, 0, size)
     own = split(size, replicas)[replica]
     return np.sort(shuffled[own.start : own.stop])
+
+
+def bootstrap_rows(replica: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows of a training set of ``size`` that a replica is given, in ascending order.
+
+    They are ``size`` rows drawn uniformly with replacement: some come several times, and a share of 1/e is
+    left out (Breiman 1996, section 2). The draw is the same on every machine.
+    """
+    words = np.random.Philox(key=seed + (_BOOTSTRAP + replica) * 2**64).random_raw(size)
+    # 64 bits modulo a size are uniform up to size / 2**64.
+    return np.sort((words % np.uint64(size)).astype(np.int64))

@@ -16,6 +16,7 @@ from dist_train.core.shard import parts
 from dist_train.errors import ConfigError
 from dist_train.optimizers.outer import server_optimizer
 from dist_train.plan import groups, make_plan, own_size
+from dist_train.student import rehearse
 from dist_train.watch.opening import arithmetic
 
 # Beyond so many groups, only the first and the last are printed.
@@ -29,10 +30,12 @@ Found = TypeVar("Found")
 def describe(config: Config) -> str:
     """Return the configuration, whose workers are counted, as YAML, and the arithmetic as its comments.
 
-    Raises ConfigError where the task's data or model cannot be made, or the model not be cut into the shards.
+    Raises ConfigError where the task's data or model cannot be made, the model not be cut into the shards,
+    or a student not learn from its teachers.
     """
     workers = int(config.parallel.workers)
     train_size = _of_task(config, "training data", lambda: size_of(tasks.make(config).train_data()))
+    rehearse(config)
     plan = make_plan(config, workers, own_size(config, train_size))
     rows = arithmetic(config, plan)
     if config.parallel.has_server:

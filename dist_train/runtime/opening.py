@@ -12,6 +12,7 @@ from dist_train import layout, tasks
 from dist_train.config import Config, differences, dump_config, load_config
 from dist_train.config.combinations import NOT_ON_RAY, contradictions, lines
 from dist_train.config.schema import Parallel
+from dist_train.delivered import find_teachers
 from dist_train.errors import ConfigError
 from dist_train.runtime.place import find_replica
 from dist_train.runtime.run_dir import environment, gpu_count, write_atomically
@@ -48,6 +49,10 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
     counted = with_workers(config, alone if parallel.workers == "auto" else parallel.workers)
     if parallel.workers == "auto":
         problems += lines(contradictions(counted))
+    try:
+        find_teachers(config)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
     return counted
@@ -121,6 +126,7 @@ def open_run_directory(
             f"--resume none: {directory} holds checkpoints; give another --run-dir, or --resume auto"
         )
     refuse_missing_origin(resume)
+    _refuse_teaching_itself(config, directory)
     file = directory / layout.CONFIG
     changes = differences(load_config(file), config) if file.exists() and newest_step(directory) else []
     write_atomically(file, dump_config(config))
@@ -132,6 +138,14 @@ def open_run_directory(
     for note in notes:
         write_down(directory, {"event": "configuration_changed", "note": note})
     return notes
+
+
+def _refuse_teaching_itself(config: Config, directory: Path) -> None:
+    for teacher in config.distill.teachers if config.distill is not None else ():
+        if Path(teacher).resolve() == directory.resolve():
+            raise ConfigError(
+                f"distill.teachers: {teacher} is the student's own run directory; give another --run-dir"
+            )
 
 
 Records = dict[str, bytes]

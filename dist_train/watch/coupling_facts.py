@@ -5,7 +5,9 @@ from __future__ import annotations
 from dist_train.config import Config
 from dist_train.config.schema import (
     AverageOuter,
+    Codistill,
     DelayCompensated,
+    Distill,
     ElasticOuter,
     InverseDamping,
     NesterovOuter,
@@ -44,19 +46,35 @@ def replica_facts(config: Config) -> dict[str, str]:
         return {}
     of_each = f"{counted(int(config.parallel.workers), 'worker')} each"
     if codistill is None:
-        return {"replicas": f"{replicas} of {of_each}, not coupled: an ensemble"}
+        each = ", each trains on a bootstrap sample" if config.data.bootstrap else ""
+        return {"replicas": f"{replicas} of {of_each}, not coupled: an ensemble{each}"}
     teachers = {"all": "all others", "ring": "the next one", "pairs": "the other of its pair"}
     data = {"disjoint": "a part of the data of its own", "same": "all of the data"}
     ramp = f", rising over {codistill.ramp:,} more" if codistill.ramp else ""
-    heat = f", temperature {codistill.temperature:g}" if codistill.loss != "squared_error" else ""
     weight = f"weight {codistill.weight:g} after {codistill.burn_in:,} steps{ramp}"
     by_snapshot = f", as of a snapshot every {codistill.interval:,} steps"
     known = ", by what they predict of the same batches" if codistill.by_prediction else by_snapshot
     return {
         "replicas": f"{replicas} of {of_each}, each trains on {data[codistill.data]}",
         "teachers": f"{teachers[codistill.topology]}{known}",
-        "agreement": f"{codistill.loss}{heat}, {weight}",
+        "agreement": f"{_agreement_text(codistill)}, {weight}",
     }
+
+
+def student_facts(config: Config) -> dict[str, str]:
+    """Return the rows, label to text, that teachers which are done add to a run's arithmetic."""
+    distill = config.distill
+    if distill is None:
+        return {}
+    soft, hard = distill.soft_weight, 1 - distill.soft_weight
+    return {
+        "student of": ", ".join(distill.teachers),
+        "distillation": f"{hard:g} x the task's loss + {soft:g} x agreement ({_agreement_text(distill)})",
+    }
+
+
+def _agreement_text(terms: Codistill | Distill) -> str:
+    return terms.loss if terms.loss == "squared_error" else f"{terms.loss}, temperature {terms.temperature:g}"
 
 
 def _gradient_text(config: Config, plan: Plan) -> str:

@@ -14,7 +14,7 @@ from dist_train.layout import METRICS, TENSORBOARD
 from dist_train.plan import Plan
 from dist_train.rules.schedule import learning_rate
 from dist_train.watch.aftermath import measures, readable
-from dist_train.watch.coupling_facts import coupling_facts, replica_facts
+from dist_train.watch.coupling_facts import coupling_facts, replica_facts, student_facts
 from dist_train.watch.course import Earlier
 from dist_train.watch.display import Display, open_display
 from dist_train.watch.figures import Length, counted
@@ -39,6 +39,7 @@ def arithmetic(config: Config, plan: Plan) -> dict[str, str]:
     batch, schedule = plan.samples_per_update, plan.schedule
     facts = {
         **replica_facts(config),
+        **student_facts(config),
         **coupling_facts(config, plan),
         "global batch": _batch_text(config, plan),
         "epoch": f"{plan.train_size:,} samples = {plan.lengths.updates_per_epoch:,} steps of {batch:,}"

@@ -46,8 +46,14 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
         "batch_size: 1",
         ["5:1: batch_size: unknown key; did you mean train.batch_size or validation.batch_size?"],
     ),
-    ("data: {zzz: 1}", ["5:8: data.zzz: unknown key; the keys here are loaders, prefetch, bad_samples"]),
-    ("data: {3: 1}", ["5:8: data[3]: unknown key; the keys here are loaders, prefetch, bad_samples"]),
+    (
+        "data: {zzz: 1}",
+        ["5:8: data.zzz: unknown key; the keys here are loaders, prefetch, bad_samples, bootstrap"],
+    ),
+    (
+        "data: {3: 1}",
+        ["5:8: data[3]: unknown key; the keys here are loaders, prefetch, bad_samples, bootstrap"],
+    ),
     (
         "data:\n  loaders: 1\n  prefetsh: 2\n  bad-samples: 3",
         [
@@ -95,7 +101,7 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     ("logging: {tensorboard: yes}", ["5:24: logging.tensorboard: expected true or false, found 'yes'"]),
     ("logging: {tensorboard: 1}", ["5:24: logging.tensorboard: expected true or false, found 1"]),
     ("logging: 3", ["5:10: logging: expected a section (every_steps, tensorboard, profile, ...), found 3"]),
-    ("data:", ["5:6: data: expected a section (loaders, prefetch, bad_samples), found null"]),
+    ("data:", ["5:6: data: expected a section (loaders, prefetch, bad_samples, ...), found null"]),
     (
         "schedule: {rewarm: 5}",
         ["5:20: schedule.rewarm: expected a section (epochs, steps, samples) or null, found 5"],
@@ -234,6 +240,36 @@ BAD_ADDITIONS: list[tuple[str, list[str]]] = [
     (
         "codistill: {schedule: runs/a, exchange: prediction, data: same}\nparallel: {replicas: 2}",
         ["5:13: codistill.schedule: exchange prediction has no teachers to change; set it to null"],
+    ),
+    (
+        "data: {bootstrap: true}",
+        [
+            "5:8: data.bootstrap: one replica makes no ensemble; set it to false, or parallel.replicas to 2 "
+            "or more"
+        ],
+    ),
+    (
+        "data: {bootstrap: true}\nparallel: {replicas: 2}\ncodistill: {}",
+        [
+            "5:8: data.bootstrap: codistill.data says what replicas that teach one another train on; set it "
+            "to false, or codistill to null"
+        ],
+    ),
+    (
+        "distill: {temperature: 2}",
+        ["5:1: distill.teachers: missing; give a list of at least one run directory"],
+    ),
+    (
+        "distill: {teachers: []}",
+        ["5:21: distill.teachers: expected a list of at least one run directory, found []"],
+    ),
+    (
+        "distill: {teachers: [a], soft_weight: 1.5}",
+        ["5:39: distill.soft_weight: expected a number of at least 0 and at most 1, found 1.5"],
+    ),
+    (
+        "parallel: {mode: async}\ndistill: {teachers: [a]}",
+        ["6:1: distill: mode async has no teachers; set it to null, or parallel.mode to sync"],
     ),
     (
         "parallel: {workers: aut}",

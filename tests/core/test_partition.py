@@ -1,30 +1,37 @@
-"""Tests of a replica's own part of a dataset."""
+"""Tests of what a replica trains on."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 
-from dist_train import Rows
-from dist_train.core.partition import own_part
+from dist_train.core.partition import Part, bootstrap_sample, own_part
 from dist_train.errors import ConfigError
-from dist_train.rules.teaching import rows_of
+from dist_train.task import Rows
+
+WHOLE = Rows(torch.arange(20), torch.arange(20) * 10)
 
 
-def test_sample_i_is_the_ith_row_of_the_part() -> None:
-    rows = rows_of(1, 3, 20, seed=4).tolist()
-    part = own_part(TensorDataset(torch.arange(20)), 1, 3, seed=4)
-    assert len(part) == len(rows)
-    assert [int(part[number][0]) for number in range(len(part))] == rows
+def test_a_part_has_its_rows_by_sample_and_by_batch() -> None:
+    part = Part(WHOLE, np.array([3, 3, 7]))
+    assert len(part) == 3
+    assert [tuple(map(int, part[each])) for each in range(3)] == [(3, 30), (3, 30), (7, 70)]
+    assert [column.tolist() for column in part.batch([2, 0])] == [[7, 3], [70, 30]]
 
 
-def test_what_is_fetched_a_batch_at_a_time_still_is() -> None:
-    rows = rows_of(0, 2, 20, seed=4).tolist()
-    part = own_part(Rows(torch.arange(20)), 0, 2, seed=4)
-    assert part.batch([3, 0])[0].tolist() == [rows[3], rows[0]]
+def test_parts_of_replicas_hold_every_sample_once() -> None:
+    parts = [own_part(WHOLE, replica, 3, seed=1) for replica in range(3)]
+    assert sorted(int(part[each][0]) for part in parts for each in range(len(part))) == list(range(20))
 
 
-def test_too_few_samples_for_all_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the training set has 2 samples, too few for 3 disjoint parts"):
-        own_part(Rows(torch.arange(2)), 0, 3, seed=0)
+def test_too_few_samples_for_the_parts_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"codistill.data: the training set has 20 samples, too few for 21"):
+        own_part(WHOLE, 0, 21, seed=1)
+
+
+def test_a_bootstrap_sample_is_as_large_as_the_set_and_has_some_twice() -> None:
+    sample = bootstrap_sample(WHOLE, 1, seed=1)
+    found = [int(sample[each][0]) for each in range(len(sample))]
+    assert len(found) == 20
+    assert 1 < len(set(found)) < 20

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from dist_train.delivered import find
 from dist_train.errors import ConfigError
 from dist_train.evaluate.batches import alike, each_batch
-from dist_train.evaluate.delivered import find
 from dist_train.evaluate.subject import prepare
 
 Make = Callable[..., Path]

@@ -11,8 +11,8 @@ import torch
 
 from dist_train.config import load_config
 from dist_train.core.weights import write_weights
+from dist_train.delivered import find
 from dist_train.errors import ConfigError
-from dist_train.evaluate.delivered import find
 from dist_train.evaluate.subject import batch_size, prepare
 
 Make = Callable[..., Path]

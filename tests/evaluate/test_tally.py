@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_train.delivered import find
 from dist_train.errors import ConfigError
 from dist_train.evaluate.batches import each_batch
-from dist_train.evaluate.delivered import find
 from dist_train.evaluate.report import Measured
 from dist_train.evaluate.subject import prepare
 from dist_train.evaluate.tally import Tally

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_train.rules.teaching import (
+    bootstrap_rows,
     looks_every,
     passes,
     posts,
@@ -82,3 +83,28 @@ class TestData:
 
     def test_replica_0_trains_as_the_run_would_alone(self) -> None:
         assert [replica_seed(7, each) for each in range(3)] == [7, 8, 9]
+
+
+class TestBootstrap:
+    @given(st.integers(0, 7), st.integers(1, 200), st.integers(0, 2**63 - 1))
+    def test_a_sample_has_the_size_of_the_set_and_rows_of_it_alone(
+        self, replica: int, size: int, seed: int
+    ) -> None:
+        rows = bootstrap_rows(replica, size, seed)
+        assert rows.shape == (size,)
+        assert 0 <= rows.min() <= rows.max() < size
+        assert rows.tolist() == sorted(bootstrap_rows(replica, size, seed))
+
+    def test_a_share_of_one_in_e_is_left_out(self) -> None:
+        # Of n = 100,000 rows n / e; its standard deviation is sqrt(n (1/e - 2/e^2)), some 98.
+        left_out = [100_000 - len(np.unique(bootstrap_rows(each, 100_000, seed=3))) for each in range(4)]
+        assert all(abs(each - 36_788) < 5 * 98 for each in left_out)
+
+    def test_every_row_is_as_likely(self) -> None:
+        # Each of 4 quarters of 40,000 draws has 10,000 with a standard deviation of sqrt(40,000 * 3/16), 87.
+        counts = np.bincount(bootstrap_rows(1, 40_000, seed=5) // 10_000, minlength=4)
+        assert np.abs(counts - 10_000).max() < 5 * 87
+
+    def test_each_replica_and_each_run_has_a_sample_of_its_own(self) -> None:
+        drawn = [bootstrap_rows(replica, 50, seed).tolist() for replica in range(3) for seed in range(3)]
+        assert len({tuple(rows) for rows in drawn}) == 9

@@ -85,3 +85,20 @@ class TestDescription:
         monkeypatch.setattr(dry_run, "_model", fail)
         with pytest.raises(ConfigError, match="task digits: no model: RuntimeError: no such layer"):
             describe(configured({"mode": "async"}))
+
+
+class TestStudent:
+    def teacher(self, done: Any, **options: Any) -> dict[str, Any]:
+        model = {"name": "mlp", "hidden": [32, 32]}
+        return {"teachers": [str(done("teacher", 1, 2, task="digits", model=model, **options))]}
+
+    def test_learns_from_larger_models(self, done: Any) -> None:
+        distill = self.teacher(done)
+        text = describe(configured({}, distill=distill))
+        assert yaml.safe_load(text)["distill"]["teachers"] == distill["teachers"]
+        assert "0.5 x the task's loss + 0.5 x agreement (kl, temperature 2)" in text
+
+    def test_of_other_samples_is_refused(self, done: Any) -> None:
+        distill = {"teachers": [str(done("teacher", 1))]}
+        with pytest.raises(ConfigError, match=r"distill.teachers: .*teacher: its model cannot predict"):
+            describe(configured({}, distill=distill))

@@ -146,6 +146,29 @@ class TestWhatIsSentToACluster:
         refuse_unsendable(configured(parallel=parallel, model="nowhere.py:Own"))
 
 
+class TestTeachers:
+    def test_that_are_no_runs_are_refused_with_all_else(self, gpus: Any, tmp_path: Path) -> None:
+        distill = {"teachers": [str(tmp_path / "none")]}
+        with pytest.raises(ConfigError) as refusal:
+            refuse_impossible(configured(task="digit", distill=distill), {})
+        task, teacher = refusal.value.problems
+        assert task.startswith("task: unknown task 'digit'")
+        assert teacher.startswith(f"distill.teachers: {tmp_path}/none: no run directory")
+
+    def test_that_are_done_will_do(self, gpus: Any, done: Any) -> None:
+        teacher = done("teacher", 1, task="digits")
+        config = configured(distill={"teachers": [str(teacher)]})
+        assert refuse_impossible(config, {}).distill == config.distill
+
+    def test_a_run_cannot_teach_itself(self, done: Any) -> None:
+        teacher = done("teacher", 1, task="digits")
+        config = configured(distill={"teachers": [f"{teacher}/../teacher"]})
+        before = (teacher / layout.CONFIG).read_text()
+        with pytest.raises(ConfigError, match=r"is the student's own run directory; give another --run-dir"):
+            open_run_directory(config, teacher, "auto", {})
+        assert (teacher / layout.CONFIG).read_text() == before
+
+
 class TestRunDirectory:
     def opened(self, run: Path, config: Config | None = None, resume: str = "auto") -> list[str]:
         return open_run_directory(config or configured(), run, resume, {"OMP_NUM_THREADS": "1", "TOKEN": "x"})

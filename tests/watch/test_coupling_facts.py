@@ -8,7 +8,14 @@ import pytest
 
 from dist_train.config import load_config
 from dist_train.plan import make_plan
-from dist_train.watch.coupling_facts import coupling_facts
+from dist_train.watch.coupling_facts import coupling_facts, replica_facts, student_facts
+
+
+def of_models(**sections: Any) -> dict[str, str]:
+    """The rows of several models: replicas, teachers."""
+    given = {"name": "models", "task": "digits", "train": {"steps": 1, "batch_size": 1}}
+    config = load_config({**given, "optimizer": {"name": "sgd", "lr": 0.1}, **sections})
+    return replica_facts(config) | student_facts(config)
 
 
 def spelt_out(workers: int = 5, **parallel: Any) -> dict[str, str]:
@@ -107,3 +114,22 @@ def test_of_local_steps_and_what_the_server_makes_of_them(outer: Any, text: str)
 def test_of_a_global_batch() -> None:
     facts = spelt_out(mode="backup", backups=1, global_batch=128)
     assert facts["gradient"] == "32 samples = 128 / 4 gradients of an update"
+
+
+def test_one_model_without_teachers_has_none() -> None:
+    assert of_models() == {}
+
+
+@pytest.mark.parametrize(("bootstrap", "more"), [(False, ""), (True, ", each trains on a bootstrap sample")])
+def test_of_an_ensemble(bootstrap: bool, more: str) -> None:
+    facts = of_models(parallel={"replicas": 3, "workers": 1}, data={"bootstrap": bootstrap})
+    assert facts == {"replicas": f"3 of 1 worker each, not coupled: an ensemble{more}"}
+
+
+@pytest.mark.parametrize(("loss", "text"), [("kl", "kl, temperature 4"), ("squared_error", "squared_error")])
+def test_of_a_student(loss: str, text: str) -> None:
+    distill = {"teachers": ["runs/a", "runs/b"], "soft_weight": 0.75, "temperature": 4, "loss": loss}
+    assert of_models(distill=distill) == {
+        "student of": "runs/a, runs/b",
+        "distillation": f"0.25 x the task's loss + 0.75 x agreement ({text})",
+    }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_train.config.schema import Distill
+from dist_train.delivered import find, find_teachers, refuse_other_task
 from dist_train.errors import ConfigError
-from dist_train.evaluate.delivered import find, refuse_other_task
 
 Make = Callable[..., Path]
 
@@ -76,6 +77,28 @@ def test_two_runs_are_compared_on_one_task(done: Make) -> None:
 
 
 def test_one_file_may_be_written_in_two_ways(done: Make) -> None:
-    file = Path(__file__).with_name("table_task.py")
+    file = Path(__file__).parent / "evaluate/table_task.py"
     roundabout = f"{file.parent}/../evaluate/./table_task.py:Table"
     refuse_other_task(find(done("a", 1)), find(done("b", 1, task=roundabout)))
+
+
+def test_a_student_finds_its_teachers_in_order(done: Make) -> None:
+    student = find(done("student", 1))
+    assert find_teachers(student.config) == ()
+    teachers = (done("first", 1, 2), done("second", 3))
+    distill = Distill(teachers=tuple(map(str, teachers)))
+    found = find_teachers(student.config.model_copy(update={"distill": distill}))
+    assert [each.run_dir for each in found] == list(teachers)
+    assert [len(each.weights) for each in found] == [2, 1]
+
+
+def test_all_that_cannot_teach_is_named(done: Make, configured: Make, tmp_path: Path) -> None:
+    names = (done("good", 1), configured("unfinished"), tmp_path / "none")
+    config = find(names[0]).config.model_copy(update={"distill": Distill(teachers=tuple(map(str, names)))})
+    with pytest.raises(ConfigError) as refusal:
+        find_teachers(config)
+    unfinished, none = refusal.value.problems
+    assert unfinished.startswith(
+        f"distill.teachers: {names[1]}: no model.safetensors, so the run is not done"
+    )
+    assert none.startswith(f"distill.teachers: {names[2]}: no run directory")

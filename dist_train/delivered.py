@@ -37,6 +37,25 @@ def find(run_dir: Path) -> Delivered:
     return Delivered(run_dir, config, weights)
 
 
+def find_teachers(config: Config) -> tuple[Delivered, ...]:
+    """Find the runs that teach, none without a section distill; raises ConfigError naming all that cannot."""
+    found: list[Delivered] = []
+    problems: list[str] = []
+    for name in config.distill.teachers if config.distill is not None else ():
+        try:
+            found.append(find(Path(name)))
+        except ConfigError as error:
+            problems += as_teacher(error).problems
+    if problems:
+        raise ConfigError(problems)
+    return tuple(found)
+
+
+def as_teacher(error: ConfigError) -> ConfigError:
+    """Say of what is wrong with a run that it is a teacher."""
+    return ConfigError([f"distill.teachers: {problem}" for problem in error.problems])
+
+
 def refuse_other_task(first: Delivered, second: Delivered) -> None:
     """Raise ConfigError unless both runs were trained on one task."""
     here, there = second.config.task, first.config.task
