@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED
+from dist_train.replay import replay
 from dist_train.runtime.replicas import worst
 
 SMALL = {
@@ -78,10 +79,25 @@ class Program:
         return output
 
     def lines(self, replica: int, kind: str) -> list[dict[str, Any]]:
-        file = self.run_dir / f"replica_{replica}" / f"{kind}.jsonl"
+        return self.read(self.run_dir / f"replica_{replica}" / f"{kind}.jsonl")
+
+    @staticmethod
+    def read(file: Path) -> list[dict[str, Any]]:
         if not file.exists():
             return []
         return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+    def starts(self, replica: int) -> int:
+        return sum(line["event"] == "start" for line in self.lines(replica, "events"))
+
+    def taught(self, replica: int, since_start: int = 1) -> bool:
+        """Whether it has learnt from a teacher in its start number ``since_start`` or later."""
+        starts = 0
+        for line in self.lines(replica, "events"):
+            starts += line["event"] == "start"
+            if line["event"] == "teacher" and starts >= since_start:
+                return True
+        return False
 
     def steps(self, replica: int) -> int:
         return max((line["step"] for line in self.lines(replica, "metrics")), default=0)
@@ -244,3 +260,84 @@ def test_torchrun_is_told_that_it_starts_one_replica_only(program: Program) -> N
     )
     assert ended.returncode == REFUSED
     assert "parallel.replicas: several replicas are started by dist-train run" in ended.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(240)
+def test_a_run_that_follows_another_ends_with_its_bits_interrupted_or_not(
+    program: Program, tmp_path: Path
+) -> None:
+    terms = "codistill={interval: 4, keep_posts: all}"
+    pace = ("train.deterministic=true", "train.steps=80", "faults.step_s=0.03", "checkpoint.every_steps=10")
+    program.run(terms, *pace)
+    first, program.run_dir = program.run_dir, tmp_path / "again"
+    changes = [
+        line for line in Program.read(first / "replica_0" / "events.jsonl") if line["event"] == "teacher"
+    ]
+    assert len(changes) > 2
+
+    followed = f"codistill={{interval: 4, keep_posts: all, schedule: {first}}}"
+    process = program.start(followed, *pace)
+    sees(process, lambda: program.steps(0) > 20 and program.steps(1) > 20)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    program.run(followed, *pace)
+    for replica in range(2):
+        one, another = (
+            load_file(each / f"replica_{replica}" / "model.safetensors") for each in (first, program.run_dir)
+        )
+        assert all(one[name].equal(another[name]) for name in one)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(240)
+def test_predictions_are_exchanged_again_after_one_replica_was_frozen_and_killed(program: Program) -> None:
+    terms = "codistill={exchange: prediction, data: same, patience_s: 1}"
+    process = program.start(terms, "train.steps=600", "faults.step_s=0.04", "checkpoint.every_steps=10")
+
+    def agreed(replica: int) -> int:
+        """The last step for which an agreement was told."""
+        lines = program.lines(replica, "metrics")
+        return max((line["step"] for line in lines if "agreement" in line), default=0)
+
+    sees(process, lambda: agreed(0) > 8 and agreed(1) > 8)
+    (worker,) = launcher_of(process, 1).children()
+    worker.suspend()
+    before = program.steps(0)
+    sees(process, lambda: program.steps(0) > before + 12)
+    worker.resume()
+    sees(process, lambda: agreed(0) > before + 12)
+
+    launcher_of(process, 1).kill()
+    before = program.steps(0)
+    sees(process, lambda: program.steps(0) > before + 10)
+    sees(process, lambda: agreed(0) > before + 10 and agreed(1) > before + 10)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_replicas_with_parameter_servers_teach_each_other_and_are_replayed(program: Program) -> None:
+    """One is killed on the way, and takes up the teacher's newest post when it comes back."""
+    settings = (
+        "parallel={mode: async, workers: 2, replicas: 2, device: cpu}",
+        "codistill={interval: 10, keep_posts: all, data: same}",
+        "train.deterministic=true",
+        "checkpoint.every_steps=20",
+        "faults.step_s=0.05",
+    )
+    process = program.start(*settings, "train.steps=2000")
+    latest = program.run_dir / "replica_1" / "checkpoints" / "latest"
+    sees(process, lambda: latest.exists() and program.taught(0) and program.taught(1), seconds=100)
+    launcher_of(process, 1).kill()
+    before = program.steps(0)
+    sees(process, lambda: program.steps(0) > before + 20)
+    sees(process, lambda: program.starts(1) == 2 and program.taught(1, since_start=2), seconds=100)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == INTERRUPTED, output
+    for replica in range(2):
+        assert replay(program.run_dir / f"replica_{replica}").endswith("bit for bit")
