@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import (
     checkpoints,
+    codistillation,
     machine,
     memory,
     scaling,
@@ -52,6 +53,8 @@ BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "scaling": (scaling.measure, 1),
     "server_start_up": (start_up.measure_server, 3),
     "memory": (memory.measure, 2),
+    "codistilled": (lambda rounds: codistillation.measure("resnet", rounds), 8),
+    "codistilled_mlp": (lambda rounds: codistillation.measure("mlp", rounds), 8),
 }
 
 
@@ -86,6 +89,7 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
             pair = {name: rounds[name] for name in rounds if name.endswith(f"_{loaders}")}
             yield from _table(f"time of a batch / plain_{loaders}", ratios(pair, f"plain_{loaders}"))
     yield from report_server(result)
+    yield from report_codistilled(result)
 
 
 def report_server(result: Mapping[str, Any]) -> Iterator[str]:
@@ -119,6 +123,17 @@ def report_server(result: Mapping[str, Any]) -> Iterator[str]:
     if "scaling_samples_per_s" in result:
         rates = result["scaling_samples_per_s"]
         yield from _table("samples per second", {name: spread(numbers) for name, numbers in rates.items()})
+
+
+def report_codistilled(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that sum up what replicas pay for teaching one another."""
+    if "codistilled_seconds_per_step" not in result:
+        return
+    rounds = result["codistilled_seconds_per_step"]
+    for baseline in ("apart", "floor"):
+        yield from _table(f"time of a step / {baseline}", ratios(rounds, baseline))
+    held = {name: spread(numbers) for name, numbers in result["codistilled_memory_mb"].items()}
+    yield from _table("MB of a worker, at its peak", held)
 
 
 def _table(title: str, rows: Mapping[str, Spread]) -> Iterator[str]:

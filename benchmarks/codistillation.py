@@ -1,0 +1,86 @@
+"""What a codistilled step costs: beside replicas that know nothing of each other, on the same cores.
+
+Two replicas of one worker each, side by side on two cores. The floor of an exchange of snapshots is one more
+forward pass, without gradients; that of an exchange of predictions is nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.machine import environment
+from benchmarks.runs import steady_speed
+from benchmarks.step_time import dist_train
+from benchmarks.workload import BATCH, loss_of, make_columns, make_model
+
+STEPS = {"resnet": 150, "mlp": 100}
+PAIR = ("parallel.workers=1", "parallel.replicas=2", "logging.every_steps=10")
+CONTESTANTS = {
+    "apart": PAIR,
+    "snapshots": (*PAIR, "codistill={interval: 50, data: same}"),
+    "predictions": (*PAIR, "codistill={exchange: prediction, data: same}"),
+}
+
+
+def measure(workload: str, rounds: int) -> dict[str, Any]:
+    """Return, round for round, seconds of a step by contestant, the floor, and each worker's memory."""
+    seconds: dict[str, list[float]] = {name: [] for name in (*CONTESTANTS, "floor")}
+    memory: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    for _ in range(rounds):
+        for name, overrides in CONTESTANTS.items():
+            speed, peak = _run(workload, *overrides, f"train.steps={STEPS[workload]}")
+            seconds[name].append(BATCH / speed)
+            memory[name].append(peak)
+        seconds["floor"].append(seconds["apart"][-1] * (1 + forward_share(workload)))
+    return {"codistilled_seconds_per_step": seconds, "codistilled_memory_mb": memory}
+
+
+def _run(workload: str, *overrides: str) -> tuple[float, float]:
+    """Train two replicas; return replica 0's steady samples per second, and its peak memory in MB."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run = dist_train(workload, Path(temporary), *overrides)
+        ended = subprocess.run(
+            run.command, env=environment(), capture_output=True, text=True, check=False, timeout=600
+        )
+        if ended.returncode != 0:
+            raise RuntimeError(f"dist-train {' '.join(overrides)} failed:\n{ended.stderr[-2000:]}")
+        file = Path(temporary) / "run-dist_train" / "replica_0" / "metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        return steady_speed(lines), max(line.get("memory_mb", 0.0) for line in lines)
+
+
+def forward_share(workload: str, repeats: int = 15) -> float:
+    """Return a forward pass without gradients as a share of a step; both alternate, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = make_model(workload)
+        frozen = make_model(workload).eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+        batch = make_columns(workload, BATCH)
+        shares = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            _step(model, optimizer, batch)
+            middle = time.perf_counter()
+            with torch.no_grad():
+                loss_of(frozen, batch)
+            shares.append((time.perf_counter() - middle) / (middle - start))
+        return sorted(shares)[repeats // 2]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None:
+    loss, _ = loss_of(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad()
