@@ -17,9 +17,10 @@ from dist_train.core.checkpoint import TEACHERS, Part, load_part, read_manifest
 from dist_train.core.folder_board import FolderBoard
 from dist_train.core.lessons import Lessons
 from dist_train.core.peers import Peers
+from dist_train.core.staging import SideStream
 from dist_train.core.state import State
 from dist_train.core.step import outputs_of
-from dist_train.core.teachers import Among, PostedTeachers, Predict
+from dist_train.core.teachers import Among, Following, PostedTeachers, Predict
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
 from dist_train.errors import ConfigError
@@ -84,11 +85,15 @@ class Replica:
             post.collective,
             # One thread: a post and what is read for the next change follow one another.
             ThreadPoolExecutor(1, thread_name_prefix="board"),
-            None if terms.schedule is None else script_of(Path(terms.schedule), self.number),
-            parallel.timeout_s,
+            None if terms.schedule is None else self._following(Path(terms.schedule)),
+            # Leases come one by one: what comes after them is not known.
+            SideStream(self._device) if self._device.type == "cuda" and not parallel.has_server else None,
         )
         self._posted.on_event = _log
         return self._posted
+
+    def _following(self, run_dir: Path) -> Following:
+        return Following(script_of(run_dir, self.number), self._config.parallel.timeout_s)
 
     def _peers(self, terms: Codistill) -> Peers:
         line, who = Line(relay_address()), (self._post.rank, self.number, self._teachers(terms))

@@ -18,6 +18,8 @@ Swap = Callable[[tuple[int, int], bytes], Sequence[bytes]]
 
 
 class Peers:
+    foresee = None
+
     def __init__(self, swap: Swap) -> None:
         self._swap = swap
         self._place = (-1, 0)

@@ -23,6 +23,9 @@ class Side(Protocol):
     def after_compute(self) -> AbstractContextManager[None]:
         """Return a context whose work begins once all that was computed so far is there."""
 
+    def before_compute(self) -> None:
+        """Have what is computed from now on begin once all of that work is done."""
+
     def wait(self) -> None:
         """Return when all of that work is done."""
 
@@ -39,6 +42,9 @@ class SideStream:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             yield
+
+    def before_compute(self) -> None:
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def wait(self) -> None:
         self._stream.synchronize()

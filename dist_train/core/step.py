@@ -95,9 +95,12 @@ def outputs_of(task: Task) -> Outputs:
     return Outputs(lambda predictions: scores_of(task, predictions), by)
 
 
-@dataclass(frozen=True)
+@dataclass
 class GradientHalf:
-    """Compute gradients: forward and backward over this worker's batches of one update."""
+    """Compute gradients: forward and backward over this worker's batches of one update.
+
+    Where the coupling foresees, the batch that comes next is fetched before each backward pass.
+    """
 
     task: Task
     started: Started
@@ -105,6 +108,7 @@ class GradientHalf:
     numerics: Numerics
     clock: StepClock
     phase: SetPhase
+    _foreseen: Any = None
 
     def __call__(self, batches: Iterator[Any], sizes: Sequence[int], count: int, loss_sum: Tensor) -> None:
         """Leave the gradient of the mean loss over the update's ``count`` samples in the parameters.
@@ -115,25 +119,42 @@ class GradientHalf:
         """
         shares = sizes or [0]
         for number, size in enumerate(shares, 1):
-            self.phase("data")
-            batch = self.numerics.place(self.clock.timed_next(batches))
+            batch, self._foreseen = self._foreseen, None
+            if batch is None:
+                batch = self._fetched(batches)
             # Only the last backward pass of an update exchanges gradients.
             local = self.started.local() if number < len(shares) else nullcontext()
             with local, nullcontext() if size else statistics_kept(self.started.module):
-                self._forward_backward(batch, size, count, loss_sum)
+                loss, objective = self._forward(batch, size, count)
+                self._look_ahead(batches)
+                self._backward(objective)
+            if size:
+                loss_sum.add_(loss.detach(), alpha=size)
 
-    def _forward_backward(self, batch: Any, size: int, count: int, loss_sum: Tensor) -> None:
+    def _fetched(self, batches: Iterator[Any]) -> Any:
+        self.phase("data")
+        return self.numerics.place(self.clock.timed_next(batches))
+
+    def _look_ahead(self, batches: Iterator[Any]) -> None:
+        if self.started.foresee is not None:
+            self._foreseen = self._fetched(batches)
+            with self.numerics.context():
+                self.started.foresee(self._foreseen)
+            self.clock.begin()
+
+    def _forward(self, batch: Any, size: int, count: int) -> tuple[Tensor, Tensor]:
         self.phase("forward")
         self.clock.begin()
         with self.numerics.context():
             loss, predictions = loss_of(self.task, self.started.module, batch)
             objective = self.coupling.objective(loss, predictions, batch, size / count)
         self.clock.end("forward")
+        return loss, objective
+
+    def _backward(self, objective: Tensor) -> None:
         self.phase("backward")
         torch.autograd.backward(objective)
         self.clock.end("backward")
-        if size:
-            loss_sum.add_(loss.detach(), alpha=size)
 
 
 class UpdateHalf:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import Codistill
 from dist_train.core.checkpoint import Part
+from dist_train.core.staging import Side
 from dist_train.core.state import load_tensors, unique_tensors
 from dist_train.core.tensor_files import snapshot
 from dist_train.errors import TrainingError
@@ -70,10 +71,28 @@ class Among:
     turn: int = 0
 
 
+@dataclass(frozen=True)
+class Following:
+    """What an earlier run did, and how long a post may be still to come, in seconds."""
+
+    script: Script
+    patience_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """What ``teachers`` (versions and models) predict of a batch that is yet to be learnt from."""
+
+    batch: Any
+    teachers: list[tuple[int, nn.Module]]
+    predictions: list[Tensor]
+
+
 class PostedTeachers:
     """``background`` does what a step must not wait for.
 
-    With a ``script`` changes are made as it says, and a post that is still to come is waited for.
+    Who ``follows`` an earlier run changes teachers when that did. On the ``side``, if there is one, teachers
+    predict the batch that comes next (Murai et al. 2020, in whose program it is the mode "overlap").
     """
 
     def __init__(
@@ -84,11 +103,13 @@ class PostedTeachers:
         predict: Predict,
         collective: Collective,
         background: Executor,
-        script: Script | None = None,
-        patience_s: float = 300.0,
+        follows: Following | None = None,
+        side: Side | None = None,
     ) -> None:
-        self._script = script
-        self._patience_s = patience_s
+        self._follows = follows
+        self._side = side
+        self.foresee = None if side is None else self._foresee
+        self._foreseen: _Foreseen | None = None
         self._among = among
         self._terms = terms
         self._board = board
@@ -110,16 +131,32 @@ class PostedTeachers:
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
+        teachers = self._in_force(updates)
+        foreseen, self._foreseen = self._foreseen, None
+        if self._side is not None and foreseen is not None:
+            self._side.before_compute()
+            if foreseen.batch is batch and foreseen.teachers == teachers:
+                return foreseen.predictions
         with torch.no_grad():
-            return [self._predict(teacher, batch) for teacher in self.in_force(updates)]
+            return [self._predict(desk_model, batch) for _, desk_model in teachers]
+
+    def _foresee(self, batch: Any) -> None:
+        """Begin to predict a batch for the update after the one in the making."""
+        assert self._side is not None
+        teachers = self._in_force(self._updates + 1)
+        with torch.no_grad(), self._side.after_compute():
+            predicted = [self._predict(model, batch) for _, model in teachers]
+        self._foreseen = _Foreseen(batch, teachers, predicted)
 
     def in_force(self, updates: int) -> Sequence[nn.Module]:
         """Return the models to agree with in the update after ``updates``; none while none is known."""
-        found = []
-        for desk in self._desks.values():
-            if desk.model is not None and updates - desk.version <= self._terms.max_age_in_force:
-                found.append(desk.model)
-        return found
+        return [model for _, model in self._in_force(updates)]
+
+    def _in_force(self, updates: int) -> list[tuple[int, nn.Module]]:
+        """Return them with their versions."""
+        oldest = updates - self._terms.max_age_in_force
+        desks = self._desks.values()
+        return [(desk.version, desk.model) for desk in desks if desk.model and desk.version >= oldest]
 
     def after(self, updates: int) -> None:
         before, self._updates, interval = self._updates, updates, self._terms.interval
@@ -128,8 +165,8 @@ class PostedTeachers:
         ripe = among.leads and updates >= self._terms.burn_in
         if ripe and posts(before, updates, interval, among.turn, self._own_newest):
             self._post(updates)
-        if self._script is not None:
-            for name, version in self._script.after(updates):
+        if self._follows is not None:
+            for name, version in self._follows.script.after(updates):
                 self._follow(updates, name, version)
         elif passes(before, updates, looks_every(interval)):
             self._look(updates)
@@ -175,14 +212,16 @@ class PostedTeachers:
 
     def _follow(self, updates: int, name: int, version: int) -> None:
         """Change over as it is written, however long the post is still to come."""
-        deadline = time.monotonic() + self._patience_s
+        assert self._follows is not None
+        patience_s = self._follows.patience_s
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 tensors = self._board.read(name, version)
                 break
             except TrainingError as error:
                 if time.monotonic() > deadline:
-                    waited = f"codistill.schedule: waited {self._patience_s:g} s (parallel.timeout_s)"
+                    waited = f"codistill.schedule: waited {patience_s:g} s (parallel.timeout_s)"
                     raise TrainingError(f"{waited} for post {version} of replica {name}") from error
                 time.sleep(_LOOK_AGAIN_S)
         self._seat(self._desks[name], version, tensors)
@@ -210,6 +249,9 @@ class PostedTeachers:
     def _seat(self, desk: _Desk, version: int, tensors: Mapping[str, Tensor]) -> None:
         if desk.model is None:
             desk.model = frozen_copy(self._model)
+        if self._side is not None:
+            # It may still be predicting with what is overwritten now.
+            self._side.before_compute()
         load_tensors(unique_tensors(desk.model), tensors)
         desk.version = desk.wanted = version
 

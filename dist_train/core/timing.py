@@ -68,7 +68,7 @@ class StepClock:
         return batch
 
     def begin(self) -> None:
-        """Mark the beginning of a forward pass."""
+        """Mark the beginning of what is timed next: a forward pass, or what comes after a pause."""
         self._marks.append(("begin", self._new_mark()))
 
     def end(self, phase: str) -> None:

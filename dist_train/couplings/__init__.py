@@ -19,10 +19,14 @@ VERBS = ("start", "objective", "update", "observe")
 
 @dataclass(frozen=True)
 class Started:
-    """The module to call in the forward pass, and the context in which a backward pass stays local."""
+    """The module to call in the forward pass, and the context in which a backward pass stays local.
+
+    ``foresee``, where there is one, is shown each batch during the backward pass of the batch before.
+    """
 
     module: nn.Module
     local: Callable[[], AbstractContextManager[None]]
+    foresee: Callable[[Any], None] | None = None
 
 
 class Apply(Protocol):

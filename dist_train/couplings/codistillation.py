@@ -7,7 +7,7 @@ updates ago. No gradient goes through a teacher. Inside the replica another coup
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ from dist_train.rules.teaching import weight_at
 
 
 class Teachers(Protocol):
-    """The other replicas, as this one knows them; the same on all workers of a group at every update."""
+    """The other replicas, as this one knows them; the same on all workers of a group at every update.
+
+    ``foresee``, where there is one, begins to predict the batch that comes next, beside the computation.
+    """
+
+    @property
+    def foresee(self) -> Callable[[Any], None] | None: ...
 
     def begin(self, model: nn.Module, updates: int) -> None:
         """Get ready to teach a model of this kind, which has received ``updates``."""
@@ -75,7 +81,7 @@ class Codistillation:
     def start(self, model: nn.Module) -> Started:
         started = self._inside.start(model)
         self._teachers.begin(model, self._progress.before())
-        return started
+        return replace(started, foresee=self._teachers.foresee)
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
         terms, updates = self._terms, self._progress.before()

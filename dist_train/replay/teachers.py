@@ -48,6 +48,8 @@ def posts_of(config: Config, run_dir: Path) -> Posts | None:
 class RecordedTeachers:
     """``versions`` are those of the gradient that is computed next, by replica."""
 
+    foresee = None
+
     def __init__(self, config: Config, posts: Posts, task: Task) -> None:
         assert config.codistill is not None
         self.versions: Mapping[int, int] = {}

@@ -24,6 +24,9 @@ class Recorder:
         self.events.append("copy")
         yield
 
+    def before_compute(self):
+        self.events.append("meet")
+
     def wait(self):
         self.events.append("wait")
 

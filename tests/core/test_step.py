@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,18 @@ def test_a_worker_without_a_share_exchanges_a_gradient_of_zero():
     assert bench.run([5.0], sizes=[], count=1) == 0
     assert model.weight.grad.item() == 0
     assert bench.passes == [("forward", False), ("backward", False)]
+
+
+def test_who_foresees_sees_each_batch_before_the_backward_pass_of_the_one_before():
+    bench = Bench(line())
+    bench.half.started = replace(
+        bench.half.started, foresee=lambda batch: bench.passes.append(("foresee", batch.item()))
+    )
+    batches = iter([torch.tensor([[number]]) for number in (1.0, 2.0, 3.0, 4.0)])
+    for sizes in ([1, 1], [1]):
+        bench.half(batches, sizes, sum(sizes), torch.zeros(()))
+    seen = [place if name == "foresee" else name for name, place in bench.passes]
+    assert seen == ["forward", 2.0, "backward", "forward", 3.0, "backward", "forward", 4.0, "backward"]
 
 
 @pytest.mark.parametrize("sizes", [[], [2]])

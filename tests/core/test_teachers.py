@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config.schema import Codistill
-from dist_train.core.teachers import Among, PostedTeachers
+from dist_train.core.teachers import Among, Following, PostedTeachers
 from dist_train.errors import TrainingError
 from dist_train.exchange.board import MemoryBoard
 from dist_train.exchange.collective import Alone
@@ -349,7 +350,7 @@ class TestScript:
     def test_changes_are_made_after_the_updates_that_are_written(self) -> None:
         board = MemoryBoard()
         script = Script({2: ((1, 4),), 5: ((1, 6),)})
-        found, events = teachers(board, script=script)
+        found, events = teachers(board, follows=Following(script))
         for version in (4, 6):
             board.post(1, version, tensors(float(version)))
         in_force = []
@@ -360,6 +361,68 @@ class TestScript:
         assert [(event["step"], event["version"]) for event in events] == [(2, 4), (5, 6)]
 
     def test_a_post_that_never_comes_is_named(self) -> None:
-        found, _ = teachers(MemoryBoard(), script=Script({1: ((1, 4),)}), patience_s=0.0)
+        found, _ = teachers(MemoryBoard(), follows=Following(Script({1: ((1, 4),)}), patience_s=0.0))
         with pytest.raises(TrainingError, match=r"waited 0 s \(parallel.timeout_s\) for post 4 of replica 1"):
             found.after(1)
+
+
+class Side:
+    """Stands in for a stream beside the computation: notes when one waits for the other."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    @contextmanager
+    def after_compute(self) -> Iterator[None]:
+        self.events.append("beside")
+        yield
+
+    def before_compute(self) -> None:
+        self.events.append("meet")
+
+    def wait(self) -> None: ...
+
+
+class TestForesight:
+    BATCH, ANOTHER = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])
+
+    def taught(self) -> tuple[PostedTeachers, Side, MemoryBoard]:
+        board, side = MemoryBoard(), Side()
+        board.post(1, 4, tensors(5.0))
+        found, _ = teachers(board, side=side)
+        run(found, 1, 3)
+        side.events.clear()
+        return found, side, board
+
+    def test_what_was_foreseen_is_not_computed_again(self) -> None:
+        found, side, _ = self.taught()
+        (expected,) = found.predictions(torch.zeros(2, 1), self.BATCH, 4)
+        assert found.foresee is not None
+        found.foresee(self.BATCH)
+        (teacher,) = found.in_force(4)
+        teacher.forward = None  # type: ignore[method-assign, assignment]
+        (predicted,) = found.predictions(torch.zeros(2, 1), self.BATCH, 4)
+        assert predicted.equal(expected)
+        assert side.events == ["beside", "meet"]
+
+    def test_another_batch_is_predicted_when_it_comes(self) -> None:
+        found, _, _ = self.taught()
+        (expected,) = found.predictions(torch.zeros(2, 1), self.ANOTHER, 4)
+        assert found.foresee is not None
+        found.foresee(self.BATCH)
+        (predicted,) = found.predictions(torch.zeros(2, 1), self.ANOTHER, 4)
+        assert predicted.equal(expected)
+
+    def test_a_newer_teacher_predicts_anew_and_changes_only_when_the_older_one_is_done(self) -> None:
+        found, side, board = self.taught()
+        assert found.foresee is not None
+        found.foresee(self.BATCH)
+        board.post(1, 6, tensors(7.0))
+        run(found, 4, 6)
+        assert side.events == ["beside", "meet"]
+        (predicted,) = found.predictions(torch.zeros(2, 1), self.BATCH, 6)
+        assert predicted[1] / predicted[0] == pytest.approx(2.0)
+        assert float(predicted[0]) == pytest.approx(7.0, rel=1e-4)
+
+    def test_without_a_side_nothing_is_foreseen(self) -> None:
+        assert teachers(MemoryBoard())[0].foresee is None

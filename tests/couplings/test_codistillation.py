@@ -47,6 +47,8 @@ class Inside:
 class Fixed:
     """Teachers that never change."""
 
+    foresee = None
+
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.models = models
         self.asked: list[int] = []
@@ -172,6 +174,12 @@ class TestObjective:
         coupling, _ = coupled(Codistill(burn_in=8), teachers, updates=7, record=record)
         coupling.update(ApplyOnce())
         assert (applied, teachers.told, record.found) == ([[]], [8], ["update"])
+
+    def test_who_foresees_is_shown_the_batches_to_come(self) -> None:
+        teachers = Fixed([])
+        teachers.foresee = print  # type: ignore[assignment]
+        coupling, _ = coupled(Codistill(), teachers)
+        assert coupling.start(linear(self.STUDENT)).foresee is print
 
     def test_teachers_begin_where_the_replica_is(self) -> None:
         teachers = Fixed([])

@@ -1,0 +1,1 @@
+"""The papers' claims in miniature; docs/evidence.md says what came out."""

@@ -1,0 +1,82 @@
+"""Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
+
+python -m experiments.codistillation [text] [churn] [--folder runs/experiments] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments.runs import ROOT, Curve, evaluate, over_seeds, train, validations
+
+# A rate that stays, so that a loss is not reached because training ends.
+TEXT = (
+    "train.steps=800",
+    "schedule={warmup: {kind: gradual, steps: 50, start_lr: 0}}",
+    "validation.every_steps=50",
+    "checkpoint.every_steps=800",
+)
+HOW = {
+    "apart": "codistill=null",
+    "disjoint": "codistill={burn_in: 50, interval: 50}",
+    "same": "codistill={burn_in: 50, interval: 50, data: same}",
+}
+
+
+def text(folder: Path, seeds: int) -> None:
+    """Print after how many updates each way reaches what one replica alone comes to."""
+    curves: dict[str, list[Curve]] = {name: [] for name in HOW}
+    for seed in range(seeds):
+        for name, how in HOW.items():
+            run_dir = folder / f"text-{name}-{100 * seed}"
+            train(ROOT / "configs/text-codistill.yaml", run_dir, f"seed={100 * seed}", how, *TEXT)
+            curves[name].append(validations(run_dir / "replica_0"))
+    alone = curves["apart"]
+    for name, found in curves.items():
+        losses = over_seeds([curve.final for curve in found])
+        shares = [
+            own.steps_to(single.final) / single.steps[-1] for own, single in zip(found, alone, strict=True)
+        ]
+        told = ", ".join(f"{share:.2f}" for share in shares)
+        print(f"text  {name:9} final validation loss {losses}; share of the updates to reach it: {told}")
+    ensembles = [
+        evaluate(folder / f"text-apart-{100 * seed}")["runs"][0]["ensemble"]["val"]["loss"]
+        for seed in range(seeds)
+    ]
+    print(f"text  ensemble of two, final validation loss {over_seeds(ensembles)}")
+
+
+def churn(folder: Path, seeds: int) -> None:
+    """Print how far two retrains are apart: of one model, of an ensemble, of a codistilled copy."""
+    short = ("train.epochs=20", "schedule={base_batch: 32, decay: {kind: cosine}}")
+    ways = {"apart": "codistill=null", "codistilled": "codistill={burn_in: 45, interval: 10, data: same}"}
+    runs: dict[str, list[Path]] = {name: [] for name in ways}
+    for seed in range(2 * seeds):
+        for name, how in ways.items():
+            run_dir = folder / f"churn-{name}-{100 * seed}"
+            settings = (f"seed={100 * seed}", how, *short, "model={name: mlp, hidden: [64]}")
+            runs[name].append(
+                train(ROOT / "configs/digits-codistill.yaml", run_dir, *settings, "optimizer.lr=0.05")
+            )
+    for name, found in runs.items():
+        compared = [evaluate(*pair)["churn"] for pair in zip(found[::2], found[1::2], strict=True)]
+        for between in ("replica_0", "ensemble"):
+            apart = [own for each in compared for own in each if own["between"] == between]
+            differences = over_seeds([each["mean_abs_difference"] for each in apart])
+            labels = over_seeds([each["changed_labels"] for each in apart])
+            print(f"churn {name} {between:9} mean difference {differences}; changed labels {labels}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.codistillation", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=["text", "churn"], default=["text", "churn"])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/experiments")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    for name in given.names:
+        {"text": text, "churn": churn}[name](given.folder, given.seeds)
+
+
+if __name__ == "__main__":
+    main()
