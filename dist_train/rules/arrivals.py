@@ -7,6 +7,7 @@ from dist_train.rules.messages import Version
 
 # Versions whose arrivals are measured before the number of backups is chosen, after some to warm up on.
 MEASURED, WARMING = 20, 3
+UNDECIDED = f"0: the run ended before the {WARMING + MEASURED} updates were made that a choice needs"
 
 
 def most_backups(groups: int) -> int:

@@ -136,8 +136,7 @@ class Actor:
 
         Where that is too long, use kill_process.
         """
-        ray = _ray()
-        ray.kill(self.handle, no_restart=True)
+        _ray().kill(self.handle, no_restart=True)
 
     def _translated(self, error: Exception, method: str) -> TrainingError:
         ray = _ray()
@@ -339,10 +338,11 @@ def start_local(home: Path, gpus: int = 0, object_store_bytes: int = OBJECT_STOR
             _node_ip_address="127.0.0.1",
             _temp_dir=str(home),
         )
-    except ConfigError:
-        raise
     except Exception as error:
+        if isinstance(error, ConfigError):
+            raise
         raise TrainingError(f"Ray does not start: {_line(error)}") from error
+    home.chmod(0o700)  # Ray has opened it to everybody
     return Cluster(address)
 
 

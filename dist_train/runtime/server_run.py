@@ -17,7 +17,7 @@ from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.server import Welcome
 from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
 from dist_train.plan import Plan, group_count, groups, make_plan, samples_per_update
-from dist_train.rules.arrivals import Arrivals
+from dist_train.rules.arrivals import UNDECIDED, Arrivals
 from dist_train.rules.backups import Choice
 from dist_train.rules.decisions import Action, Milestone, Step, Validated
 from dist_train.rules.ledger import Ledger, ledger_at
@@ -58,6 +58,8 @@ class ServerRun:
         self._savers = ThreadPoolExecutor(1, "saving")
         self._held_at, self._held_samples = time.monotonic(), 0
         self._early: list[Mapping[str, Any]] = []
+        # Members' processes that took the place of one that was lost.
+        self._successors: set[tuple[int, int]] = set()
 
     # -- the beginning ---------------------------------------------------------------------------------
 
@@ -81,6 +83,8 @@ class ServerRun:
 
     async def meet(self, hello: Hello) -> None:
         """Know the data's size from the first member; refuse one that sees other data or another model."""
+        if hello.incarnation:
+            self._successors.add((hello.member, hello.incarnation))
         if self._first is None or self._opening is None:
             self._first, self._opening = hello, asyncio.ensure_future(self._open(hello))
         await asyncio.shield(self._opening)
@@ -328,11 +332,13 @@ class ServerRun:
             self.holdings.write_weights(weights)
         self.holdings.finish(self._keeper, lambda: None)
         ledger = self.records.ledger
-        extras: dict[str, Any] = {"ledger": ledger.summary()}
+        extras: dict[str, Any] = {"ledger": ledger.summary(), "replaced": len(self._successors)}
         if ledger.since:
             extras["ledger_since"] = ledger.since
         if self._choice is not None:
             extras["backups"] = self._choice.record()
+        elif self._arrivals is not None:
+            extras["backups"] = {"chosen": 0, "why": UNDECIDED, "table": []}
         resume = f"dist-train run {run_dir / CONFIG} --run-dir {run_dir}" if status == "interrupted" else None
         counted = self.holdings.counted
         self.records.finish(

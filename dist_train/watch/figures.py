@@ -128,6 +128,8 @@ def outcome(summary: Mapping[str, Any]) -> dict[str, str]:
         "samples/s": quantity(summary["samples_per_s"]),
         "restarts": f"{summary['restarts']:,}",
     }
+    if replaced := summary.get("replaced"):
+        rows["restarts"] += f", and {counted(replaced, 'worker')} replaced"
     for label, key in (("validation", "val"), ("best", "best")):
         if summary.get(key):
             rows[label] = as_text(found(summary[key]))

@@ -91,6 +91,8 @@ def test_lost_workers_and_a_lost_shard_are_replaced_and_nothing_is_trained_twice
     assert server.summary["status"] == "interrupted"
     assert server.summary["gradients"]["refused"] == 1
     assert server.summary["lost_updates"] == lost["lost_updates"]
+    assert server.summary["replaced"] == 2
+    assert "2 workers replaced" in output
     assert "worker 1 was killed" in output
     assert "worker 0 is frozen" in output
     # Wherever in its step it was.

@@ -96,6 +96,7 @@ class TestALocalRay:
     def test_keeps_its_token_from_others(self, adder: Actor, reaper: Reaper) -> None:
         token = reaper.home / "token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert stat.S_IMODE(reaper.home.stat().st_mode) == 0o700
         _, variables = adder.ask("surroundings")
         assert variables["RAY_AUTH_MODE"] == "token"
         assert token.read_text() not in variables.values()
