@@ -1,21 +1,22 @@
 """Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
 
-python -m experiments.codistillation [text] [churn] [--folder runs/experiments] [--seeds 3]
+python -m experiments.codistillation [text] [churn] [--folder runs/experiments] [--seeds 4]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.runs import ROOT, Curve, evaluate, over_seeds, train, validations
 
 # A rate that stays, so that a loss is not reached because training ends.
 TEXT = (
-    "train.steps=800",
+    "train.steps=600",
     "schedule={warmup: {kind: gradual, steps: 50, start_lr: 0}}",
     "validation.every_steps=50",
-    "checkpoint.every_steps=800",
+    "checkpoint.every_steps=600",
 )
 HOW = {
     "apart": "codistill=null",
@@ -40,11 +41,11 @@ def text(folder: Path, seeds: int) -> None:
         ]
         told = ", ".join(f"{share:.2f}" for share in shares)
         print(f"text  {name:9} final validation loss {losses}; share of the updates to reach it: {told}")
-    ensembles = [
-        evaluate(folder / f"text-apart-{100 * seed}")["runs"][0]["ensemble"]["val"]["loss"]
-        for seed in range(seeds)
-    ]
+    runs = {name: [folder / f"text-{name}-{100 * seed}" for seed in range(seeds)] for name in HOW}
+    ensembles = [evaluate(run_dir)["runs"][0]["ensemble"]["val"]["loss"] for run_dir in runs["apart"]]
     print(f"text  ensemble of two, final validation loss {over_seeds(ensembles)}")
+    for name, found in runs.items():
+        print_churn(f"text  {name}", found)
 
 
 def churn(folder: Path, seeds: int) -> None:
@@ -60,19 +61,24 @@ def churn(folder: Path, seeds: int) -> None:
                 train(ROOT / "configs/digits-codistill.yaml", run_dir, *settings, "optimizer.lr=0.05")
             )
     for name, found in runs.items():
-        compared = [evaluate(*pair)["churn"] for pair in zip(found[::2], found[1::2], strict=True)]
-        for between in ("replica_0", "ensemble"):
-            apart = [own for each in compared for own in each if own["between"] == between]
-            differences = over_seeds([each["mean_abs_difference"] for each in apart])
-            labels = over_seeds([each["changed_labels"] for each in apart])
-            print(f"churn {name} {between:9} mean difference {differences}; changed labels {labels}")
+        print_churn(f"digits {name}", found)
+
+
+def print_churn(what: str, runs: Sequence[Path]) -> None:
+    """Print how far each run is from the next one: their copies 0, and their ensembles."""
+    compared = [evaluate(*pair)["churn"] for pair in zip(runs[::2], runs[1::2], strict=True)]
+    for between in ("replica_0", "ensemble"):
+        apart = [own for each in compared for own in each if own["between"] == between]
+        differences = over_seeds([each["mean_abs_difference"] for each in apart])
+        labels = over_seeds([each["changed_labels"] for each in apart])
+        print(f"{what} churn of {between:9} mean difference {differences}; changed labels {labels}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.codistillation", description=__doc__)
     parser.add_argument("names", nargs="*", choices=["text", "churn"], default=["text", "churn"])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/experiments")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4, help="an even number")
     given = parser.parse_args()
     for name in given.names:
         {"text": text, "churn": churn}[name](given.folder, given.seeds)
