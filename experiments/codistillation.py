@@ -1,6 +1,6 @@
 """Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
 
-python -m experiments.codistillation [text] [churn] [--folder runs/experiments] [--seeds 4]
+python -m experiments.codistillation [text] [scarce] [transfer] [churn] [--folder DIR] [--seeds 4]
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ HOW = {
 }
 
 
-def text(folder: Path, seeds: int) -> None:
+def scarce(folder: Path, seeds: int) -> None:
+    """The same where text is scarce: 200,000 bytes, so that each sample is seen again and again."""
+    options = "task_options={context: 64, validation_share: 0.1, max_bytes: 200000}"
+    text(folder / "scarce", seeds, (options,))
+
+
+def text(folder: Path, seeds: int, further: Sequence[str] = ()) -> None:
     """Print after how many updates each way reaches what one replica alone comes to."""
     curves: dict[str, list[Curve]] = {name: [] for name in HOW}
     for seed in range(seeds):
         for name, how in HOW.items():
             run_dir = folder / f"text-{name}-{100 * seed}"
-            train(ROOT / "configs/text-codistill.yaml", run_dir, f"seed={100 * seed}", how, *TEXT)
+            train(ROOT / "configs/text-codistill.yaml", run_dir, f"seed={100 * seed}", how, *TEXT, *further)
             curves[name].append(validations(run_dir / "replica_0"))
     alone = curves["apart"]
     for name, found in curves.items():
@@ -44,8 +50,21 @@ def text(folder: Path, seeds: int) -> None:
     runs = {name: [folder / f"text-{name}-{100 * seed}" for seed in range(seeds)] for name in HOW}
     ensembles = [evaluate(run_dir)["runs"][0]["ensemble"]["val"]["loss"] for run_dir in runs["apart"]]
     print(f"text  ensemble of two, final validation loss {over_seeds(ensembles)}")
-    for name, found in runs.items():
-        print_churn(f"text  {name}", found)
+    for name, directories in runs.items():
+        print_churn(f"text  {name}", directories)
+
+
+def transfer(folder: Path, seeds: int) -> None:
+    """Print what replicas come to that see half of the digits each, with and without teaching each other."""
+    for weight in (0, 1):
+        how = f"codistill={{burn_in: 46, interval: 20, weight: {weight}}}"
+        found = []
+        for seed in range(seeds):
+            run_dir = folder / f"transfer-{weight}-{100 * seed}"
+            train(ROOT / "configs/digits-codistill.yaml", run_dir, f"seed={100 * seed}", how)
+            found += [evaluate(run_dir)["runs"][0]["replicas"][0]["val"]]
+        losses, right = ([each[name] for each in found] for name in ("loss", "accuracy"))
+        print(f"transfer weight {weight}: loss {over_seeds(losses)}, accuracy {over_seeds(right)}")
 
 
 def churn(folder: Path, seeds: int) -> None:
@@ -74,14 +93,17 @@ def print_churn(what: str, runs: Sequence[Path]) -> None:
         print(f"{what} churn of {between:9} mean difference {differences}; changed labels {labels}")
 
 
+EXPERIMENTS = {"text": text, "scarce": scarce, "transfer": transfer, "churn": churn}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.codistillation", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=["text", "churn"], default=["text", "churn"])
+    parser.add_argument("names", nargs="*", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/experiments")
     parser.add_argument("--seeds", type=int, default=4, help="an even number")
     given = parser.parse_args()
     for name in given.names:
-        {"text": text, "churn": churn}[name](given.folder, given.seeds)
+        EXPERIMENTS[name](given.folder, given.seeds)
 
 
 if __name__ == "__main__":
