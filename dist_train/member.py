@@ -75,8 +75,7 @@ def serve(config: Config, connection: Connection, run: RunOfAll, open_server: Op
         leads = place.rank == 0
         own = open_server(layout.size, statistics_size(statistics_of(model)))
         server = own if place.workers == 1 else GroupServer(own, collective, leads)
-        host = server.memory.parameters if leads else torch.zeros(layout.size)
-        flat = FlatModel(model, layout, host)
+        flat = FlatModel(model, layout, server.memory.parameters if leads else None)
         if connection.device.type == "cuda" and _may_stage(config):
             flat.stage_gradients(SideStream(connection.device))
         kept = InnerShape.of(config)
@@ -216,7 +215,10 @@ def _lease(member: Member, batches: Iterator[Any]) -> None:
 def _validate(member: Member, part: ValidationPart) -> None:
     """Measure a part of the validation set with the version that is held for it."""
     place, flat, server, turn = member.place, member.flat, member.server, member.turn
-    kept, statistics = flat.collect().clone(), torch.empty_like(server.memory.statistics)
+    # Others read anew what they go on from.
+    is_elastic = isinstance(member.config.parallel.outer_in_force, ElasticOuter)
+    kept = flat.collect().clone() if is_elastic else None
+    statistics = torch.empty_like(server.memory.statistics)
     flat.statistics_into(statistics)
     held = torch.empty_like(statistics)
     server.read_held(flat.host, held)
@@ -225,10 +227,11 @@ def _validate(member: Member, part: ValidationPart) -> None:
     number, parts = part.part * place.workers + place.rank, part.parts * place.workers
     measured = member.learner.validate_part(number, parts)
     assert measured is not None
-    flat.host.copy_(kept)
-    flat.arrived()
+    if kept is not None:
+        flat.host.copy_(kept)
+        flat.arrived()
     flat.take_statistics(statistics)
     turn.heard(server.measured(turn.measured(part, *measured)))
-    if not isinstance(member.config.parallel.outer_in_force, ElasticOuter):
+    if kept is None:
         # What it waited for when it was given this part is in by now.
         turn.go_on(server, flat)

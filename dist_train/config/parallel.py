@@ -157,6 +157,17 @@ class Parallel(Section):
         return AverageOuter() if self.outer is None and self.local_steps > 1 else self.outer
 
     @property
+    def reads_in_place(self) -> bool:
+        """Whether members may compute on the server's own memory, which they must not write to."""
+        reads_each = self.group_size == 1 and self.fetch_every == 1 and self.outer_in_force is None
+        return reads_each and self.server.shards == 1 and not self.needs_base
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the server must see the parameters that a gradient was computed from."""
+        return self.damping.kind == "delay_compensated"
+
+    @property
     def always_fresh(self) -> bool:
         """Whether every gradient that counts was computed from the newest parameters."""
         return self.mode in ("sync", "backup") or (self.mode == "bounded" and self.max_staleness == 0)

@@ -9,37 +9,47 @@ from torch import Tensor, nn
 
 from dist_train.core.flat import Layout, Placed
 from dist_train.core.staging import Side, Staging
+from dist_train.core.writes import Writes
+from dist_train.errors import TrainingError
 from dist_train.exchange.finite import copy_finite, is_finite
 
 
 class FlatModel:
     """A model whose trainable parameters live in one vector, laid out as ``layout`` says.
 
-    On a CPU the vector is ``host``, memory that others may read; on a GPU it is the device's own, and
+    On a CPU the vector is ``host``, or memory shared with others; on a GPU it is the device's own, and
     ``host`` is the (page-locked) place that copies pass through. Parameters that are not row-major keep
     memory of their own and are copied.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, host: Tensor) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, host: Tensor | None = None) -> None:
+        """``host`` is given where others are to read it."""
         named = dict(model.named_parameters())
         self._placed: list[tuple[Placed, nn.Parameter]] = [
             (each, named[each.name]) for each in layout.parameters
         ]
         device = self._placed[0][1].device
         self.layout = layout
-        self.host = host
-        self.vector = host if device.type == "cpu" else torch.zeros(layout.size, device=device)
+        self._host = host
+        self._on_cpu = device.type == "cpu"
         self._staging: Staging | None = None
         self._statistics = list(_statistics(model))
-        self._apart: list[tuple[Tensor, nn.Parameter]] = []
-        for placed, parameter in self._placed:
-            view = self.vector[placed.start : placed.stop].view(placed.shape)
-            with torch.no_grad():
-                view.copy_(parameter)
-            if parameter.is_contiguous():
-                parameter.data = view
-            else:
-                self._apart.append((view, parameter))
+        self._inside = [each for each in self._placed if each[1].is_contiguous()]
+        self._apart = [each for each in self._placed if not each[1].is_contiguous()]
+        self._writes: Writes | None = None
+        self._may_be_shared: bool | None = None
+        self.vector = self.host if self._on_cpu else torch.zeros(layout.size, device=device)
+        with torch.no_grad():
+            for placed, parameter in self._placed:
+                placed.view(self.vector).copy_(parameter)
+        self._lay_on(self.vector)
+
+    @property
+    def host(self) -> Tensor:
+        """Memory of the model's own; made when there is none."""
+        if self._host is None:
+            self._host = torch.zeros(self.layout.size, pin_memory=not self._on_cpu)
+        return self._host
 
     @property
     def statistics_size(self) -> int:
@@ -49,17 +59,57 @@ class FlatModel:
     @torch.no_grad()
     def arrived(self) -> None:
         """Give the model what was written to ``host``."""
-        if self.vector is not self.host:
+        if not self._on_cpu:
             self.vector.copy_(self.host, non_blocking=True)
-        for view, parameter in self._apart:
-            parameter.copy_(view)
+        elif self.vector is not self.host:
+            self._lay_on(self.host)
+        for placed, parameter in self._apart:
+            parameter.copy_(placed.view(self.vector))
+        self._writes = None
+
+    def watch(self) -> None:
+        """See whether the computation that comes writes to the parameters, if that is not known yet."""
+        if self._may_be_shared is None and self._on_cpu:
+            self._writes = Writes(self._named_inside(), values=True)
+
+    def may_be_shared(self) -> bool:
+        """Say whether the model may lie on memory that others read: nothing writes to its parameters.
+
+        Raises TrainingError when something has written to such memory.
+        """
+        if self._writes is not None:
+            name = self._writes.found()
+            if name is not None and self._may_be_shared:
+                raise TrainingError(
+                    f"{name} was written to while a gradient was computed (not so with the first one): the "
+                    "parameters are the server's; have the task write to a copy, or use mode sync"
+                )
+            self._may_be_shared = name is None
+        return self._may_be_shared is True
+
+    @torch.no_grad()
+    def compute_on(self, vector: Tensor) -> None:
+        """Lay the model on ``vector``, which it never writes to; memory of its own is given back."""
+        self._host = None
+        self._lay_on(vector)
+        for placed, parameter in self._apart:
+            parameter.copy_(placed.view(vector))
+        self._writes = Writes(self._named_inside())
 
     @torch.no_grad()
     def collect(self) -> Tensor:
         """Return the vector with what the model's own steps made of it."""
-        for view, parameter in self._apart:
-            view.copy_(parameter)
+        for placed, parameter in self._apart:
+            placed.view(self.vector).copy_(parameter)
         return self.vector
+
+    def _lay_on(self, vector: Tensor) -> None:
+        self.vector = vector
+        for placed, parameter in self._inside:
+            parameter.data = placed.view(vector)
+
+    def _named_inside(self) -> dict[str, nn.Parameter]:
+        return {placed.name: parameter for placed, parameter in self._inside}
 
     def stage_gradients(self, side: Side) -> None:
         """Copy gradients on ``side`` during the backward pass; core/staging.py says when that may be."""
@@ -94,7 +144,7 @@ class FlatModel:
                 target.zero_()
         if weight != 1.0 and gradients and not add:
             gradients = list(torch._foreach_mul(gradients, weight))
-        if not (add or staged) and self.vector is self.host:
+        if not (add or staged) and self._on_cpu:
             return copy_finite(targets, gradients)
         if add and targets:
             torch._foreach_add_(targets, [each.to(out.device) for each in gradients], alpha=weight)

@@ -47,6 +47,8 @@ class Shape:
     members: int
     group_size: int
     mean_squares: bool
+    # Whether members are to show what their gradients were computed from.
+    base: bool = False
     inner: InnerShape | None = None
 
 
@@ -82,6 +84,7 @@ class ServerState:
             members=group_count(parallel, workers),
             group_size=parallel.group_size,
             mean_squares=getattr(parallel.damping, "variant", None) == "adaptive",
+            base=parallel.needs_base,
             inner=InnerShape.of(config),
         )
         return cls(state, Layout.of(model, config.optimizer), shape)
@@ -94,6 +97,11 @@ class ServerState:
     def kept_vectors(self) -> int:
         """The vectors in one deposit of a member."""
         return 0 if self.shape.inner is None else len(self.shape.inner.keys)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the parameters that a gradient was computed from are in its member's memory."""
+        return self.shape.base
 
     def restore(self, origin: Path) -> None:
         """Take a checkpoint of any mode; another number of members takes the buffers round about."""

@@ -29,6 +29,10 @@ class GroupServer:
         self._leads = leads
         self.memory: MemberMemory = server.memory.with_own_statistics()
 
+    @property
+    def reads_in_place(self) -> bool:
+        return False
+
     def enlist(self, sizes: Sizes) -> Welcome:
         welcome = self._server.enlist(sizes) if self._leads else None
         said = b""
@@ -75,6 +79,9 @@ class GroupServer:
         values = self._collective.tell(into.numpy().tobytes() if self._leads else b"")
         into.copy_(torch.frombuffer(bytearray(values), dtype=into.dtype))
         return version
+
+    def read_in_place(self, at_least: Version) -> tuple[Version, Tensor]:
+        raise AssertionError(f"the workers of a group have copies, also of {at_least}")
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         return self._server.read_exactly(version, into)

@@ -2,25 +2,23 @@
 
 A sequence lock over several slots, after Lamport (Concurrent reading and writing, 1977): the writer takes the
 mark off the oldest slot, fills it, and marks it with the new version; a reader's copy is whole when the slot
-bore the same mark before and after. Nobody waits for anybody, and whoever dies leaves no lock behind.
+bore the same mark before and after. The writer passes over slots that a reader protects (hazards.py). Nobody
+waits for anybody, and whoever dies leaves no lock behind.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from dist_train.errors import TrainingError
-from dist_train.exchange.segments import Segment, aligned
+from dist_train.exchange.segments import Segment
+from dist_train.exchange.slots import SLOTS, UNMARKED, PublishedMemory, fence, stamp_of, version_of
 from dist_train.rules.messages import Version
 
-SLOTS = 3
-_VERSION_BITS = 40
-_UNMARKED = 0
 _LOOK_AGAIN_S = 0.0005
 
 
@@ -35,10 +33,10 @@ class PublishedWriter:
     if that one's last version is to be published again.
     """
 
-    def __init__(self, segment: Segment, size: int, slots: int = SLOTS) -> None:
-        self._words, self._slots = _laid_out(segment, size, slots)
+    def __init__(self, segment: Segment, size: int, slots: int = SLOTS, hazards: int = 0) -> None:
+        self._memory = PublishedMemory(segment, size, slots, hazards)
         # The last writer may have died between its two marks.
-        self._words[0] = max(self._words)
+        self._memory.newest[0] = max(self._memory.newest[0], *self._memory.stamps)
         self.era = self._newest().era
         self._begun: tuple[int, int] | None = None
 
@@ -50,75 +48,94 @@ class PublishedWriter:
 
     def current(self) -> Tensor:
         """Return the slice of the newest version, not to be written to; ValueError before the first."""
-        stamps = self._stamps()
-        if max(stamps) == _UNMARKED:
+        stamps = list(self._memory.stamps)
+        if max(stamps) == UNMARKED:
             raise ValueError("nothing is published yet")
-        return self._slots[stamps.index(max(stamps))]
+        return self._memory.slots[stamps.index(max(stamps))]
 
     def begin(self, version: int) -> Tensor:
         """Return the memory for ``version``, its content undefined, which readers do not see yet.
 
         Raises ValueError when the era has had this version, or a later one.
         """
-        stamp = _stamp(Version(self.era, version))
-        if stamp <= max(self._words):
+        stamp = stamp_of(Version(self.era, version))
+        if stamp <= self._memory.newest[0]:
             raise ValueError(f"version {version} of era {self.era} does not come after {self._newest()}")
-        stamps = self._stamps()
-        slot = stamps.index(min(stamps))
-        self._words[1 + slot] = _UNMARKED
-        _fence()
+        slot = self._take_off_a_mark()
         self._begun = (slot, stamp)
-        return self._slots[slot]
+        return self._memory.slots[slot]
 
     def commit(self, version: int) -> None:
         """Let the readers see what was begun; ValueError when that is not ``version``."""
-        if self._begun is None or self._begun[1] != _stamp(Version(self.era, version)):
+        if self._begun is None or self._begun[1] != stamp_of(Version(self.era, version)):
             raise ValueError(f"version {version} of era {self.era} was not begun")
         slot, stamp = self._begun
-        _fence()
-        self._words[1 + slot] = stamp
-        _fence()
-        self._words[0] = stamp
+        fence()
+        self._memory.stamps[slot] = stamp
+        fence()
+        self._memory.newest[0] = stamp
         self._begun = None
 
-    def _newest(self) -> Version:
-        return _unstamped(self._words[0]) or Version(0, -1)
+    def _take_off_a_mark(self) -> int:
+        """Return the oldest slot that is neither the newest nor protected, its mark taken off.
 
-    def _stamps(self) -> list[int]:
-        return self._words.tolist()[1:]
+        A reader writes its hazard and looks for the mark again, the writer takes off the mark and looks for
+        hazards again: with a full fence in between, one of the two sees the other.
+        """
+        stamps = self._memory.stamps
+        oldest_first = sorted(range(len(stamps)), key=list(stamps).__getitem__)[:-1]
+        while True:
+            # A reader that was slow may turn to one of them just now, so that all seem to be taken.
+            for slot in oldest_first:
+                if self._is_protected(slot):
+                    continue
+                stamp, stamps[slot] = stamps[slot], UNMARKED
+                fence()
+                if not self._is_protected(slot):
+                    fence()
+                    return slot
+                stamps[slot] = stamp
+
+    def _is_protected(self, slot: int) -> bool:
+        return any(hazard == 1 + slot for hazard in self._memory.hazards)
+
+    def _newest(self) -> Version:
+        return version_of(self._memory.newest[0]) or Version(0, -1)
 
 
 class PublishedReader:
-    """Reads what a ``PublishedWriter`` of the same ``size`` and ``slots`` publishes in the segment."""
+    """Reads what a ``PublishedWriter`` of the same ``size``, ``slots`` and ``hazards`` publishes."""
 
-    def __init__(self, segment: Segment, size: int, slots: int = SLOTS) -> None:
-        self._words, self._slots = _laid_out(segment, size, slots)
+    def __init__(self, segment: Segment, size: int, slots: int = SLOTS, hazards: int = 0) -> None:
+        self._memory = PublishedMemory(segment, size, slots, hazards)
 
     def newest(self) -> Version | None:
-        return _unstamped(self._words[0])
+        return version_of(self._memory.newest[0])
 
     def has(self, version: Version) -> bool:
-        return _stamp(version) in self._words.tolist()[1:]
+        return self._memory.slot_of(stamp_of(version)) is not None
 
     def read(self, version: Version, into: Tensor) -> bool:
         """Copy ``version`` to ``into``, a tensor of ``size`` elements on any device.
 
         False when it is not there, or was overwritten during the copy: then ``into`` holds no version.
         """
-        stamp = _stamp(version)
-        stamps = self._words.tolist()[1:]
-        if stamp not in stamps:
+        stamp = stamp_of(version)
+        slot = self._memory.slot_of(stamp)
+        if slot is None:
             return False
-        slot = stamps.index(stamp)
-        _fence()
-        into.copy_(self._slots[slot])
-        _fence()
-        return self._words[1 + slot] == stamp
+        fence()
+        into.copy_(self._memory.slots[slot])
+        fence()
+        return self._memory.stamps[slot] == stamp
 
 
-def published_bytes(size: int, slots: int = SLOTS) -> int:
-    """Return how large a segment must be for ``slots`` versions of ``size`` float32 elements."""
-    return _start(slots) + slots * aligned(4 * size)
+class Tells(Protocol):
+    """Tells which versions of a shard there are."""
+
+    def newest(self) -> Version | None: ...
+
+    def has(self, version: Version) -> bool: ...
 
 
 def read_all(
@@ -131,63 +148,43 @@ def read_all(
 ) -> Version:
     """Copy the newest version that all shards have to ``parts``, and return which one it is: never a mix.
 
-    Raises NotPublished when ``at_least`` or later has not come within ``patience_s`` seconds. A copy that was
-    torn shows that the shards are at work: patience begins again, however long the copies take.
+    Raises NotPublished as ``take_newest`` does.
+    """
+
+    def copied(version: Version) -> bool:
+        return all(reader.read(version, part) for reader, part in zip(readers, parts, strict=True))
+
+    return take_newest(readers, copied, at_least, patience_s, clock, pause)
+
+
+def take_newest(
+    shards: Sequence[Tells],
+    take: Callable[[Version], bool],
+    at_least: Version,
+    patience_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> Version:
+    """Have ``take`` take the newest version that all shards have, and return which one it is.
+
+    Raises NotPublished when ``at_least`` or later has not come within ``patience_s`` seconds. If ``take`` was
+    too late for a version, the shards are at work: patience begins again, however long it takes.
     """
     deadline = clock() + patience_s
     while True:
-        newest = [reader.newest() or Version(-1, -1) for reader in readers]
+        newest = [shard.newest() or Version(-1, -1) for shard in shards]
         version = min(newest)
-        if version >= at_least and all(reader.has(version) for reader in readers):
-            if all(reader.read(version, part) for reader, part in zip(readers, parts, strict=True)):
+        if version >= at_least and all(shard.has(version) for shard in shards):
+            if take(version):
                 return version
             deadline = clock() + patience_s
         elif clock() > deadline:
-            shard = newest.index(version)
+            late = newest.index(version)
             raise NotPublished(
                 f"waited {patience_s:g} s for version {at_least.number} (era {at_least.era}) of all shards: "
-                f"shard {shard} has published {_told(version)}; look into the log of that shard"
+                f"shard {late} has published {_told(version)}; look into the log of that shard"
             )
         pause(_LOOK_AGAIN_S)
-
-
-def _laid_out(segment: Segment, size: int, slots: int) -> tuple[memoryview[int], list[Tensor]]:
-    """Return the marks (the newest version's, then one for each slot) and the slots."""
-    if slots < 2:
-        raise ValueError(f"{slots} slots: one is read while another is written, so there must be two")
-    start, stride = _start(slots), aligned(4 * size)
-    words = segment.words(0, 1 + slots)
-    return words, [segment.tensor(torch.float32, start + slot * stride, size) for slot in range(slots)]
-
-
-def _start(slots: int) -> int:
-    return aligned(8 * (1 + slots))
-
-
-def _stamp(version: Version) -> int:
-    """One word, so that it is never seen half written; above 0, as fresh memory is unmarked."""
-    if not 0 <= version.number < 2**_VERSION_BITS:
-        raise ValueError(f"no version {version.number}: it must be from 0 to {2**_VERSION_BITS - 1}")
-    return (version.era << _VERSION_BITS | version.number) + 1
-
-
-def _unstamped(stamp: int) -> Version | None:
-    if stamp == _UNMARKED:
-        return None
-    return Version((stamp - 1) >> _VERSION_BITS, (stamp - 1) % 2**_VERSION_BITS)
-
-
-def _fence() -> None:
-    """Order all memory accesses before against all after, as the processors and the compiler see them.
-
-    x86 keeps plain loads in order, and plain stores; ARM does not. There the release of a lock comes after
-    all that precedes it, an acquire before all that follows it, and an acquire never overtakes a release.
-    """
-    lock = threading.Lock()
-    with lock:
-        pass
-    with lock:
-        pass
 
 
 def _told(version: Version) -> str:

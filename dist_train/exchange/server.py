@@ -24,19 +24,21 @@ BUFFERS = 2
 
 
 class MemberMemory:
-    """What a member shares with its server: gradient buffers, its parameters, its buffers' values, deposits.
+    """What a member shares with its server: gradient buffers, its buffers' values, deposits, its parameters.
 
-    ``size`` is the layout's, ``statistics`` the number of buffered values. The parameters lie where the
-    server can read them, as delay compensation needs to know what a gradient was computed from. With local
-    steps there are two deposits, each of ``kept`` vectors (deposits.py).
+    ``size`` is the layout's, ``statistics`` the number of buffered values. With ``base`` the parameters lie
+    where the server can read them, as delay compensation needs to know what a gradient was computed from.
+    With local steps there are two deposits, each of ``kept`` vectors (deposits.py).
     """
 
-    def __init__(self, segment: Segment, size: int, statistics: int, kept: int = 0) -> None:
+    def __init__(
+        self, segment: Segment, size: int, statistics: int, kept: int = 0, base: bool = False
+    ) -> None:
         self.segment = segment
-        stride = aligned(4 * size)
+        stride, vectors = aligned(4 * size), BUFFERS + base
         self.gradients = [segment.tensor(torch.float32, number * stride, size) for number in range(BUFFERS)]
-        self.parameters = segment.tensor(torch.float32, BUFFERS * stride, size)
-        start = (BUFFERS + 1) * stride
+        self.parameters = segment.tensor(torch.float32, BUFFERS * stride, size) if base else None
+        start = vectors * stride
         self.statistics = (
             segment.tensor(torch.float64, start, statistics)
             if statistics
@@ -53,9 +55,9 @@ class MemberMemory:
         return own
 
     @staticmethod
-    def bytes(size: int, statistics: int, kept: int = 0) -> int:
+    def bytes(size: int, statistics: int, kept: int = 0, base: bool = False) -> int:
         """Return how large the segment must be."""
-        return (BUFFERS * (1 + kept) + 1) * aligned(4 * size) + aligned(8 * statistics)
+        return (BUFFERS * (1 + kept) + base) * aligned(4 * size) + aligned(8 * statistics)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Server(Protocol):
 
     memory: MemberMemory
 
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether the member may compute on the server's own memory (``read_in_place``)."""
+
     def enlist(self, sizes: Sizes) -> Welcome:
         """Introduce the member's process; raises Mismatch where its data or model are not the others'."""
 
@@ -98,6 +104,12 @@ class Server(Protocol):
 
     def read(self, at_least: Version, into: Tensor) -> Version:
         """Copy the newest parameters that all shards have, at least ``at_least``; say which they are."""
+
+    def read_in_place(self, at_least: Version) -> tuple[Version, Tensor]:
+        """Return the newest parameters, at least ``at_least``, where they lie: not to be written to.
+
+        They stay as they are until the next call.
+        """
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         """Copy these parameters and no others; False when they are not there any more."""
@@ -120,7 +132,14 @@ ALL = Share(slice(None), slice(None))
 class Flat(Protocol):
     """The model as one vector, as far as an exchange needs it."""
 
-    host: Tensor
+    @property
+    def host(self) -> Tensor: ...
+
+    def may_be_shared(self) -> bool: ...
+
+    def compute_on(self, vector: Tensor) -> None: ...
+
+    def watch(self) -> None: ...
 
     def expect_gradient(self, out: Tensor) -> None: ...
 
@@ -221,9 +240,16 @@ class Turn:
         self.go_on(server, flat)
 
     def go_on(self, server: Server, flat: Flat) -> None:
-        """Give the model the newest parameters."""
+        """Give the model the newest parameters: where they lie, if it may be, or else a copy."""
+        if server.reads_in_place and flat.may_be_shared():
+            self.version, vector = server.read_in_place(self.newest)
+            self.reads.append(self.version)
+            flat.compute_on(vector)
+            return
         self.read(server, flat.host)
         flat.arrived()
+        if server.reads_in_place:
+            flat.watch()
 
     def push(self, finite: bool) -> Push:
         """Return the announcement of the gradient of the lease in hand, which is hereby done with."""

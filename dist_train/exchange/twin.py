@@ -68,6 +68,9 @@ class Statistics(Protocol):
     @property
     def kept_vectors(self) -> int: ...
 
+    @property
+    def needs_base(self) -> bool: ...
+
     def mean_statistics(self) -> Tensor: ...
 
 
@@ -94,6 +97,10 @@ class Seat:
         sequence = 0 if isinstance(self.message, int) else self.message.sequence
         return self.member, self.incarnation, sequence
 
+    @property
+    def reads_in_place(self) -> bool:
+        return False
+
     def enlist(self, sizes: Sizes) -> Welcome:
         del sizes
         return self._twin.welcome(self)
@@ -112,6 +119,9 @@ class Seat:
         if version < at_least:
             raise TrainingError(f"member {self.member} was promised {at_least}, but the newest is {version}")
         return version
+
+    def read_in_place(self, at_least: Version) -> tuple[Version, Tensor]:
+        raise AssertionError(f"the twin's shards have no memory that stays, not for {at_least} either")
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         return self._twin.read(into) == version
@@ -181,7 +191,7 @@ class Twin:
     def seat(self, member: int, body: Callable[[Seat], None]) -> Seat:
         """Begin a process of a member, the successor of the one before; it does ``body`` when it may move."""
         incarnation = self._seats[member].incarnation + 1 if member in self._seats else 0
-        sizes = self._size, self._statistics, self._kept.kept_vectors
+        sizes = self._size, self._statistics, self._kept.kept_vectors, self._kept.needs_base
         segment = Segment.create(MemberMemory.bytes(*sizes))
         self._segments.append(segment)
         seat = Seat(self, member, incarnation, MemberMemory(segment, *sizes), body)
@@ -311,7 +321,8 @@ class Twin:
         memory = self._processes[(push.member, push.incarnation)].memory
         self._kept.statistics[push.member].copy_(memory.statistics)
         for shard, part in self._shards:
-            gradient, base = memory.gradients[push.buffer][part], memory.parameters[part]
+            gradient = memory.gradients[push.buffer][part]
+            base = None if memory.parameters is None else memory.parameters[part]
             shard.take(push.member, gradient, take.weight, base, borrow=take.alone, scale=take.scale)
 
     def _settle(self, push: Push) -> None:

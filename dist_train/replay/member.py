@@ -57,8 +57,8 @@ class ScriptedServer:
         self.pushed: Push | None = None
         # Lets the other members have their turn.
         self.hand_back: Callable[[], None] = lambda: None
-        # Has the member take parameters that were written to its memory.
-        self.arrived: Callable[[Version], None] = lambda version: None
+        # Has the member take parameters.
+        self.arrived: Callable[[Version, Tensor], None] = lambda version, vector: None
         # In elastic averaging members go on from where they were.
         self.reads_after_validations = True
         self._attempt = attempt
@@ -68,6 +68,10 @@ class ScriptedServer:
         self._read = read
         self._reads: deque[Version] = deque()
         self._leases = 0
+
+    @property
+    def reads_in_place(self) -> bool:
+        return False
 
     def enlist(self, sizes: Sizes) -> Welcome:
         if sizes.train != self._attempt.train_size:
@@ -98,6 +102,9 @@ class ScriptedServer:
         version = self._reads.popleft()
         into.copy_(self._read(version))
         return version
+
+    def read_in_place(self, at_least: Version) -> tuple[Version, Tensor]:
+        raise AssertionError(f"a replay makes versions again, none of which stays: {at_least}")
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         into.copy_(self._read(version))
@@ -130,20 +137,19 @@ class ScriptedServer:
         version = self._now.read
         for _ in range(min(count, len(self._reads))):
             version = self._reads.popleft()
-        self.memory.parameters.copy_(self._read(version))
-        self.arrived(version)
+        self.arrived(version, self._read(version))
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A gradient computed again: what was announced, the vector, the parameters that it came from.
+    """A gradient computed again: what was announced, the vector, the parameters that it came from if needed.
 
     ``statistics`` are the member's buffers then, ``left`` what it keeps for itself.
     """
 
     push: Push
     gradient: Tensor
-    base: Tensor
+    base: Tensor | None
     statistics: Tensor
     left: Deposit | None
 
@@ -174,7 +180,7 @@ class ReplayedMember:
         task, state = real.made(config, CPU, attempt.replica)
         model, shape = state.model, InnerShape.of(config)
         layout = Layout.of(model, config.optimizer)
-        sizes = layout.size, beginning.statistics.numel(), kept_vectors(config)
+        sizes = layout.size, beginning.statistics.numel(), kept_vectors(config), config.parallel.needs_base
         self._segment = Segment.create(MemberMemory.bytes(*sizes))
         self._memory = MemberMemory(self._segment, *sizes)
         self._server = ScriptedServer(attempt, who, beginning, self._memory, past.read)
@@ -204,7 +210,8 @@ class ReplayedMember:
         left = None
         if push.deposit is not None:
             left = Deposit(tuple(row.clone() for row in memory.deposits[push.deposit]), push.scalars)
-        vector, base = memory.gradients[push.buffer].clone(), memory.parameters.clone()
+        vector = memory.gradients[push.buffer].clone()
+        base = None if memory.parameters is None else memory.parameters.clone()
         return Computed(push, vector, base, memory.statistics.clone(), left)
 
     def close(self) -> None:
@@ -228,7 +235,8 @@ class ReplayedMember:
         self._runner.hand_back()
         torch.set_num_threads(self._attempt.threads)
 
-    def _arrived(self, version: Version) -> None:
+    def _arrived(self, version: Version, vector: Tensor) -> None:
+        self._member.flat.host.copy_(vector)
         self._member.flat.arrived()
         self._turn.version = version
 

@@ -91,7 +91,7 @@ class Coordinator:
         if not self._blueprints:
             self._blueprints = self._run.prepare()
             server = self._run.holdings.server
-            sizes = server.layout.size, server.statistics_size, server.kept_vectors
+            sizes = server.layout.size, server.statistics_size, server.kept_vectors, server.needs_base
             self._memories = Memories(*sizes)
             self._pump = Pump(self._run, self._memories, self._do, self._want)
         return len(self._blueprints)

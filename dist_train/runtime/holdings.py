@@ -81,7 +81,7 @@ class Holdings:
         """Return a copy of each member's buffers as they are now."""
         return tuple(own.clone() for own in self.server.statistics)
 
-    def blueprints(self, shards: int, threads: int) -> list[Blueprint]:
+    def blueprints(self, shards: int, threads: int, hazards: int = 0) -> list[Blueprint]:
         """Return what each shard is made from; ConfigError for more shards than can be cut."""
         server, layout = self.server, self.server.layout
         return [
@@ -98,6 +98,7 @@ class Holdings:
                 statistics=server.statistics_size,
                 checks=self._config.train.deterministic,
                 threads=threads,
+                hazards=hazards,
             )
             for number, part in enumerate(parts(layout, shards, server.shape.optimizer))
         ]

@@ -85,7 +85,7 @@ class Hello:
 class Sources:
     """Where the parameters are to be read: by shard, its part, its memory, and the actor that serves it.
 
-    ``edition`` rises when one of them is replaced.
+    ``edition`` rises when one of them is replaced; ``hazards`` is for how many members there are some.
     """
 
     edition: int
@@ -94,6 +94,7 @@ class Sources:
     memory: tuple[Address, ...]
     actors: tuple[Any, ...]
     held: Address
+    hazards: int = 0
 
 
 @dataclass(frozen=True)

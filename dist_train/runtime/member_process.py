@@ -90,7 +90,7 @@ class MemberProcess:
         from dist_train.runtime.remote_server import RemoteServer
 
         assignment, config = self._assignment, self._assignment.config
-        sizes = size, statistics, kept_vectors(config)
+        sizes = size, statistics, kept_vectors(config), config.parallel.needs_base
         made: list[Segment] = []
 
         def make() -> dict[str, int]:
@@ -107,7 +107,6 @@ class MemberProcess:
             assignment.incarnation,
             MemberMemory(segment, *sizes),
             self._heart.phase,
-            config.parallel.damping.kind == "delay_compensated",
             config.parallel.timeout_s,
         )
 

@@ -35,10 +35,11 @@ class Parcel:
 class Memories:
     """Held by the coordinator, so that what a member handed in stays to be had when its process is gone."""
 
-    def __init__(self, size: int, statistics: int, kept: int) -> None:
+    def __init__(self, size: int, statistics: int, kept: int, base: bool) -> None:
         self._size = size
         self._statistics = statistics
         self._kept = kept
+        self._base = base
         self.deposits = Deposits()
         self._held: dict[Process, MemberMemory] = {}
         # To meet a process takes long: it is done beside the coordinator's loop.
@@ -56,8 +57,9 @@ class Memories:
         sizes = self._size, self._statistics
         if hello.memory is None:
             # What members on other nodes keep for themselves stays there: their successors begin anew.
-            return MemberMemory(Segment.create(MemberMemory.bytes(*sizes)), *sizes)
-        return MemberMemory(Segment.open(hello.memory), *sizes, self._kept)
+            segment = Segment.create(MemberMemory.bytes(*sizes, base=self._base))
+            return MemberMemory(segment, *sizes, base=self._base)
+        return MemberMemory(Segment.open(hello.memory), *sizes, self._kept, self._base)
 
     def hand_over(self, hello: Hello, saved: Deposit | None) -> Mapping[str, float] | None:
         """Give a process what its predecessor kept for itself, or else the checkpoint; return its scalars."""
@@ -70,7 +72,7 @@ class Memories:
         """Put what came from another node where shards look for it; Unreachable if it is lost on the way."""
         memory = self._of(push)
         np.copyto(memory.gradients[push.buffer].numpy(), parcel.gradient.fetch())
-        if parcel.base is not None:
+        if parcel.base is not None and memory.parameters is not None:
             np.copyto(memory.parameters.numpy(), parcel.base.fetch())
         np.copyto(memory.statistics.numpy(), parcel.statistics)
 

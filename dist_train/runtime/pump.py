@@ -341,6 +341,7 @@ class Pump:
                 memory=tuple(address for address, _ in places),
                 actors=tuple(copy.actor for copy in first),
                 held=self._run.holdings.held_memory.address,
+                hazards=self._run.hazards,
             )
             return True
         return False

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from dist_train.exchange.areas import held
+from dist_train.exchange.hazards import Protector
 from dist_train.exchange.published import NotPublished, PublishedReader, read_all
 from dist_train.exchange.segments import Segment, SegmentGone
 from dist_train.exchange.server import MemberMemory, Sizes, Welcome
+from dist_train.exchange.slots import slot_count
 from dist_train.rules.messages import Measured, Push, Reply, Version
 from dist_train.runtime.letters import Hello, Sources
 from dist_train.runtime.line import Line, LineBroken
@@ -34,7 +36,7 @@ _TRANSIENT = (NotPublished, SegmentGone, ActorGone, Unreachable)
 
 
 class RemoteServer:
-    """``phase`` is told when the member waits; ``sends_base``: gradients take along what they came from."""
+    """``phase`` is told when the member waits."""
 
     def __init__(
         self,
@@ -43,7 +45,6 @@ class RemoteServer:
         incarnation: int,
         memory: MemberMemory,
         phase: Callable[[str, int], None],
-        sends_base: bool,
         timeout_s: float,
     ) -> None:
         self.memory = memory
@@ -51,11 +52,11 @@ class RemoteServer:
         self._member = member
         self._incarnation = incarnation
         self._phase = phase
-        self._sends_base = sends_base
         self._timeout_s = timeout_s
         self._version = Version(0, 0)
         self._node = node_id()
         self._sources: Sources | None = None
+        self._protector: Protector | None = None
         self._find_sources()
         self._line = self._line_if_near()
 
@@ -79,6 +80,8 @@ class RemoteServer:
     def push(self, push: Push) -> Reply:
         if not self._is_near:
             return self._speak("push", push, self._parcel(push))
+        if self._protector is not None:
+            self._protector.check()
         if self._line is not None:
             try:
                 self._phase("waiting", self._version.number + 1)
@@ -92,11 +95,26 @@ class RemoteServer:
     def measured(self, measured: Measured) -> Reply:
         return self._speak("measured", measured)
 
+    @property
+    def reads_in_place(self) -> bool:
+        return self._protector is not None
+
     def read(self, at_least: Version, into: Tensor) -> Version:
+        return self._persist(lambda: (self._read(at_least, into), into))[0]
+
+    def read_in_place(self, at_least: Version) -> tuple[Version, Tensor]:
+        def protected() -> tuple[Version, Tensor]:
+            assert self._protector is not None
+            return self._protector.newest(at_least, LOOK_S)
+
+        return self._persist(protected)
+
+    def _persist(self, read: Callable[[], tuple[Version, Tensor]]) -> tuple[Version, Tensor]:
+        """Read, until all shards are there that it takes."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                self._version = self._read(at_least, into)
+                self._version, vector = read()
                 break
             except _TRANSIENT:
                 if time.monotonic() > deadline:
@@ -105,7 +123,7 @@ class RemoteServer:
                 self._phase("waiting", self._version.number + 1)
                 self._find_sources(unusable=self._now.edition)
         self._phase("update", self._version.number + 1)
-        return self._version
+        return self._version, vector
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         parts = [into[part.start : part.stop] for part in self._now.parts]
@@ -174,7 +192,7 @@ class RemoteServer:
     def _parcel(self, push: Push) -> Parcel:
         """Put a gradient into the object store, from where the coordinator fetches it."""
         memory = self.memory
-        base = put(memory.parameters.numpy()) if self._sends_base else None
+        base = None if memory.parameters is None else put(memory.parameters.numpy())
         return Parcel(put(memory.gradients[push.buffer].numpy()), base, memory.statistics.numpy().copy())
 
     def _find_sources(self, unusable: int | None = None) -> None:
@@ -191,11 +209,15 @@ class RemoteServer:
 
     def _open(self, sources: Sources) -> None:
         if sources.node == self._node:
+            segments, hazards = [Segment.open(address) for address in sources.memory], sources.hazards
             self._readers = [
-                PublishedReader(Segment.open(address), len(part))
-                for address, part in zip(sources.memory, sources.parts, strict=True)
+                PublishedReader(segment, len(part), slot_count(hazards), hazards)
+                for segment, part in zip(segments, sources.parts, strict=True)
             ]
             size = sources.parts[-1].stop
+            if hazards:
+                (segment,) = segments
+                self._protector = Protector(segment, size, hazards, self._member)
             self._held = held(Segment.open(sources.held), size, self.memory.statistics.numel())
         self._sources = sources
 

@@ -69,7 +69,9 @@ class ServerRun:
         clean(order.run_dir / CHECKPOINTS)
         self._origin = find_origin(order.run_dir, order.resume)
         self.holdings = Holdings(self.config, order.workers, self._origin.path, order.replica)
-        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1)
+        # On a GPU members have copies there.
+        self.hazards = self.members if parallel.reads_in_place and order.device == "CPU" else 0
+        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1, hazards=self.hazards)
         self.parts = tuple(each.part for each in blueprints)
         return blueprints
 

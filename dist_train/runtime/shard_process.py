@@ -16,9 +16,10 @@ from dist_train.core.damping import delay_compensation
 from dist_train.core.flat import FlatState, Layout
 from dist_train.core.shard import Shard, ShardState
 from dist_train.exchange.areas import Area, Vectors, areas, checksum, held
-from dist_train.exchange.published import PublishedReader, PublishedWriter, published_bytes
+from dist_train.exchange.published import PublishedReader, PublishedWriter
 from dist_train.exchange.segments import Address, Segment
 from dist_train.exchange.server import MemberMemory
+from dist_train.exchange.slots import published_bytes, slot_count
 from dist_train.rules.messages import Version
 from dist_train.runtime import children
 from dist_train.runtime.commands import (
@@ -54,6 +55,8 @@ class Blueprint:
     statistics: int
     checks: bool
     threads: int
+    # The members that may compute on what it publishes.
+    hazards: int = 0
 
 
 class ShardProcess:
@@ -86,9 +89,10 @@ class ShardProcess:
         self._layout = Layout.from_json(blueprint.layout)
         self._part = slice(blueprint.part.start, blueprint.part.stop)
         size = len(blueprint.part)
-        self._published = Segment.create(published_bytes(size))
-        self._writer = PublishedWriter(self._published, size)
-        self._reader = PublishedReader(self._published, size)
+        shape = slot_count(blueprint.hazards), blueprint.hazards
+        self._published = Segment.create(published_bytes(size, *shape))
+        self._writer = PublishedWriter(self._published, size, *shape)
+        self._reader = PublishedReader(self._published, size, *shape)
         damping = delay_compensation(blueprint.damping)
         self._shard = Shard(self._layout, blueprint.part, blueprint.settings, self._writer, damping)
         self._areas = areas(Segment.open(blueprint.areas), blueprint.vectors, blueprint.area_count)
@@ -133,7 +137,9 @@ class ShardProcess:
     def _one(self, command: Command, check: int | None) -> int | None:
         match command:
             case Attach():
-                memory = MemberMemory(Segment.open(command.memory), self._layout.size, command.statistics)
+                sizes = self._layout.size, command.statistics
+                base = self._blueprint.damping.kind == "delay_compensated"
+                memory = MemberMemory(Segment.open(command.memory), *sizes, base=base)
                 self._members[command.member, command.incarnation] = memory
             case TakeGradient():
                 self._take(command)
@@ -160,7 +166,8 @@ class ShardProcess:
         self._members = {
             each: held for each, held in self._members.items() if each[0] != who[0] or each >= who
         }
-        gradient, base = memory.gradients[command.buffer][self._part], memory.parameters[self._part]
+        gradient = memory.gradients[command.buffer][self._part]
+        base = None if memory.parameters is None else memory.parameters[self._part]
         self._shard.take(
             command.member, gradient, command.weight, base, borrow=command.alone, scale=command.scale
         )

@@ -16,6 +16,7 @@ from dist_train.core.flat_model import (
     statistics_size,
     write_statistics,
 )
+from dist_train.errors import TrainingError
 
 
 def network(channels_last=False):
@@ -89,6 +90,106 @@ class TestParameters:
         made.arrived()
         assert model[3].weight is model[5].weight
         assert (model[5].weight == 2.0).all()
+
+
+class TestSharedMemory:
+    """A model that computes on memory which is the server's."""
+
+    @both_formats
+    def test_it_computes_on_the_memory_itself_and_never_changes_it(self, channels_last):
+        model = network(channels_last)
+        made = flat(model)
+        shared = torch.randn(made.layout.size)
+        before = shared.clone()
+        made.compute_on(shared)
+        step(model)
+        made.gradient_into(made.layout.vector())
+        for name, view in made.layout.views(shared).items():
+            assert torch.equal(trainable(model)[name], view)
+            is_inside = trainable(model)[name].data_ptr() == view.data_ptr()
+            assert is_inside == trainable(model)[name].is_contiguous()
+        assert torch.equal(shared, before)
+
+    @both_formats
+    def test_what_arrives_in_its_own_memory_leaves_the_shared_one_alone(self, channels_last):
+        model = network(channels_last)
+        made = flat(model)
+        shared = torch.randn(made.layout.size)
+        before = shared.clone()
+        made.compute_on(shared)
+        made.host.fill_(3.0)
+        made.arrived()
+        for parameter in trainable(model).values():
+            assert (parameter == 3.0).all()
+        assert torch.equal(shared, before)
+
+    def test_gradients_are_those_of_a_copy_bit_for_bit(self):
+        found = []
+        for shares in (False, True):
+            model = network()
+            made = flat(model)
+            vector = torch.linspace(-1, 1, made.layout.size)
+            if shares:
+                made.compute_on(vector)
+            else:
+                made.host.copy_(vector)
+                made.arrived()
+            torch.manual_seed(1)
+            step(model)
+            found.append(made.layout.vector())
+            made.gradient_into(found[-1])
+        assert torch.equal(*found)
+
+    def test_nothing_is_shared_before_a_gradient_was_watched(self):
+        made = flat(network())
+        assert not made.may_be_shared()
+        made.watch()
+        made.arrived()
+        assert not made.may_be_shared()
+
+    def test_a_model_whose_task_only_reads_may_be_shared_from_then_on(self):
+        model = network()
+        made = flat(model)
+        made.watch()
+        step(model)
+        assert made.may_be_shared()
+        for _ in range(3):
+            made.compute_on(made.layout.vector())
+            step(model)
+            assert made.may_be_shared()
+
+    @pytest.mark.parametrize("write", [lambda p: p.detach().mul_(2.0), lambda p: p.data.mul_(2.0)])
+    def test_one_whose_task_writes_is_never_shared(self, write):
+        model = network()
+        made = flat(model)
+        made.watch()
+        write(model[5].bias)
+        assert not made.may_be_shared()
+        made.arrived()
+        made.watch()
+        assert not made.may_be_shared()
+
+    def test_a_write_to_shared_memory_is_an_error(self):
+        model = network()
+        made = flat(model)
+        made.watch()
+        assert made.may_be_shared()
+        made.compute_on(made.layout.vector())
+        with torch.no_grad():
+            model[5].bias.clamp_(0.0, 1.0)
+        with pytest.raises(TrainingError, match=r"5\.bias was written to while a gradient was computed"):
+            made.may_be_shared()
+
+    def test_what_is_written_to_memory_of_its_own_is_nobody_s_matter(self):
+        model = network()
+        made = flat(model)
+        made.watch()
+        assert made.may_be_shared()
+        made.compute_on(made.layout.vector())
+        made.arrived()
+        with torch.no_grad():
+            model[5].bias.clamp_(0.0, 1.0)
+        assert made.may_be_shared()
 
 
 class TestGradients:

@@ -178,6 +178,8 @@ class TestElasticAveraging:
 class OneMember:
     """A member at (1, 2) of a server at zero, whose answer is known in advance; it is its own fake model."""
 
+    reads_in_place = False
+
     def __init__(self, outcome):
         self.parameters, self.host = torch.tensor([1.0, 2.0]), torch.zeros(2)
         self.pushed = torch.zeros(2)

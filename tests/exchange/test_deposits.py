@@ -37,10 +37,10 @@ def values(deposit):
 def test_all_that_is_in_a_members_memory_lies_apart(segments):
     memory = memory_of(segments)
     first, second = memory.deposits
-    everything = [*memory.gradients, memory.parameters, memory.statistics, *first, *second]
+    everything = [*memory.gradients, memory.statistics, *first, *second]
     for number, each in enumerate(everything, 1):
         each.fill_(number)
-    assert len(everything) == 2 + 1 + 1 + 2 * KEPT
+    assert len(everything) == 2 + 1 + 2 * KEPT
     assert [each.unique().tolist() for each in everything] == [[n] for n in range(1, len(everything) + 1)]
 
 

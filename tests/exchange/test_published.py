@@ -19,10 +19,10 @@ from dist_train.exchange.published import (
     NotPublished,
     PublishedReader,
     PublishedWriter,
-    published_bytes,
     read_all,
 )
 from dist_train.exchange.segments import Segment
+from dist_train.exchange.slots import published_bytes
 from dist_train.rules.messages import Version
 
 SIZE = 40

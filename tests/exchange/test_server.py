@@ -23,13 +23,14 @@ def turn(*numbers, **fields):
 
 
 class TestMemory:
+    @pytest.mark.parametrize("base", [True, False])
     @pytest.mark.parametrize(("size", "statistics", "kept"), [(16, 0, 0), (37, 5, 0), (48, 3, 2), (5, 0, 3)])
-    def test_nothing_lies_on_anything_else(self, size, statistics, kept):
-        with closing(Segment.create(MemberMemory.bytes(size, statistics, kept))) as segment:
-            memory = MemberMemory(segment, size, statistics, kept)
+    def test_nothing_lies_on_anything_else(self, size, statistics, kept, base):
+        with closing(Segment.create(MemberMemory.bytes(size, statistics, kept, base))) as segment:
+            memory = MemberMemory(segment, size, statistics, kept, base)
             deposits = [row for deposit in memory.deposits for row in deposit]
-            vectors = [*memory.gradients, memory.parameters, *deposits]
-            assert len(vectors) == BUFFERS + 1 + 2 * kept
+            vectors = [*memory.gradients, *([memory.parameters] if base else []), *deposits]
+            assert len(vectors) == BUFFERS + base + 2 * kept
             for number, vector in enumerate([*vectors, memory.statistics]):
                 vector.fill_(number)
             for number, vector in enumerate(vectors):

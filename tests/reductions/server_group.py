@@ -14,9 +14,10 @@ from worker_group import Seat
 from dist_train.config.schema import Config
 from dist_train.exchange.areas import held
 from dist_train.exchange.baton import in_step
-from dist_train.exchange.published import PublishedReader, PublishedWriter, published_bytes
+from dist_train.exchange.published import PublishedReader, PublishedWriter
 from dist_train.exchange.segments import Address, Segment
 from dist_train.exchange.server import MemberMemory, Turn
+from dist_train.exchange.slots import published_bytes
 from dist_train.exchange.twin import Seat as Leader
 from dist_train.member import RunOfAll, serve
 from dist_train.rules.messages import Version
@@ -27,6 +28,8 @@ from dist_train.runtime.place import Place
 class Follower:
     """The server as a worker sees it that does not lead: it reads, and never speaks."""
 
+    reads_in_place = False
+
     def __init__(self, told: dict[str, Any], sizes: tuple[int, int]) -> None:
         segments = {name: Segment.open(Address(**told[name])) for name in ("memory", "published", "held")}
         self.memory = MemberMemory(segments["memory"], *sizes)
@@ -36,7 +39,7 @@ class Follower:
     def enlist(self, *_: Any) -> NoReturn:
         raise AssertionError("only the leader speaks")
 
-    join = push = measured = read = enlist
+    join = push = measured = read = read_in_place = enlist
 
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         return self._reader.read(version, into)

@@ -39,29 +39,29 @@ def push(member: int, incarnation: int, buffer: int = 0) -> Push:
 
 
 def own_segment() -> Segment:
-    return Segment.create(MemberMemory.bytes(SIZE, STATISTICS))
+    return Segment.create(MemberMemory.bytes(SIZE, STATISTICS, base=True))
 
 
 def test_a_member_of_this_node_is_read_where_it_writes_even_when_it_is_gone() -> None:
-    memories, segment = Memories(SIZE, STATISTICS, 0), own_segment()
+    memories, segment = Memories(SIZE, STATISTICS, 0, base=True), own_segment()
     attach = memories.meet(hello(0, 0, segment))
-    own = MemberMemory(segment, SIZE, STATISTICS)
+    own = MemberMemory(segment, SIZE, STATISTICS, base=True)
     own.gradients[1].fill_(5.0)
     own.statistics.fill_(7.0)
     segment.close()
-    shard = MemberMemory(Segment.open(attach.memory), SIZE, attach.statistics)
+    shard = MemberMemory(Segment.open(attach.memory), SIZE, attach.statistics, base=True)
     assert shard.gradients[1].eq(5.0).all()
     assert memories.statistics_of(push(0, 0)).eq(7.0).all()
 
 
 @pytest.mark.parametrize("base", [None, np.full(SIZE, 2.0)])
 def test_what_a_member_of_another_node_sends_lies_where_shards_look(base: np.ndarray | None) -> None:
-    memories = Memories(SIZE, STATISTICS, 0)
+    memories = Memories(SIZE, STATISTICS, 0, base=True)
     attach = memories.meet(hello(0, 0, None))
     statistics = np.arange(STATISTICS, dtype=np.float64)
     parcel = Parcel(PlainRef(np.full(SIZE, 3.0)), None if base is None else PlainRef(base), statistics)
     memories.receive(push(0, 0, buffer=1), parcel)
-    shard = MemberMemory(Segment.open(attach.memory), SIZE, attach.statistics)
+    shard = MemberMemory(Segment.open(attach.memory), SIZE, attach.statistics, base=True)
     assert shard.gradients[0].eq(0.0).all()
     assert shard.gradients[1].eq(3.0).all()
     assert shard.parameters.eq(0.0 if base is None else 2.0).all()
@@ -69,14 +69,14 @@ def test_what_a_member_of_another_node_sends_lies_where_shards_look(base: np.nda
 
 
 def test_what_is_lost_on_its_way_is_not_there() -> None:
-    memories = Memories(SIZE, STATISTICS, 0)
+    memories = Memories(SIZE, STATISTICS, 0, base=True)
     memories.meet(hello(0, 0, None))
     with pytest.raises(Unreachable):
         memories.receive(push(0, 0), Parcel(PlainRef(None), None, np.zeros(STATISTICS)))
 
 
 def test_a_predecessors_memory_is_there_until_its_successors_gradient_is_in() -> None:
-    memories = Memories(SIZE, STATISTICS, 0)
+    memories = Memories(SIZE, STATISTICS, 0, base=True)
     first, second, other = own_segment(), own_segment(), own_segment()
     for attach in (hello(0, 0, first), hello(0, 1, second), hello(1, 0, other)):
         memories.meet(attach)
@@ -91,5 +91,5 @@ def test_a_predecessors_memory_is_there_until_its_successors_gradient_is_in() ->
 
 
 def test_a_member_may_introduce_itself_twice() -> None:
-    memories, segment = Memories(SIZE, STATISTICS, 0), own_segment()
+    memories, segment = Memories(SIZE, STATISTICS, 0, base=True), own_segment()
     assert memories.meet(hello(0, 0, segment)) == memories.meet(hello(0, 0, segment))

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from dist_train.exchange.areas import held, held_bytes
-from dist_train.exchange.published import NotPublished, PublishedWriter, published_bytes
+from dist_train.exchange.hazards import Displaced, Protector
+from dist_train.exchange.published import NotPublished, PublishedWriter
 from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory, Sizes, Welcome
+from dist_train.exchange.slots import published_bytes, slot_count
 from dist_train.rules.messages import FIRST, Push, Reply, Version
 from dist_train.runtime import remote_server
 from dist_train.runtime.letters import Sources
@@ -32,9 +34,10 @@ PUSH = Push(2, 1, 1, 9, FIRST, 4, 1.0, buffer=1)
 class PlainShard:
     """Publishes versions for readers on its node and on others; ``gone`` when its process is."""
 
-    def __init__(self) -> None:
-        self.segment = Segment.create(published_bytes(16))
-        self._writer = PublishedWriter(self.segment, 16)
+    def __init__(self, hazards: int = 0) -> None:
+        shape = 16, slot_count(hazards), hazards
+        self.segment = Segment.create(published_bytes(*shape))
+        self._writer = PublishedWriter(self.segment, *shape)
         self._versions: dict[Version, NDArray[np.float32]] = {}
         self._lent: dict[Version, NDArray[np.float32]] = {}
         self.gone = False
@@ -123,21 +126,22 @@ class World:
     """Two shards, and a member on a node of that name; the server's is called ``near``."""
 
     def __init__(self, node: str, line: str | None = None, sends_base: bool = False) -> None:
+        sizes = SIZE, 1, 0, sends_base
         self.shards = [PlainShard(), PlainShard()]
         self.held = Segment.create(held_bytes(SIZE, 1))
         self.coordinator = PlainCoordinator([self.sources()], line)
         self.phases: list[tuple[str, int]] = []
-        self.memory = MemberMemory(Segment.create(MemberMemory.bytes(SIZE, 1)), SIZE, 1)
+        self.memory = MemberMemory(Segment.create(MemberMemory.bytes(*sizes)), *sizes)
         self.node = node
         coordinator = cast(Actor, self.coordinator)
-        self.server = RemoteServer(coordinator, 2, 1, self.memory, self.phase, sends_base, timeout_s=0.05)
+        self.server = RemoteServer(coordinator, 2, 1, self.memory, self.phase, timeout_s=0.05)
 
     def phase(self, name: str, step: int) -> None:
         self.phases.append((name, step))
 
-    def sources(self, edition: int = 0) -> Sources:
-        memory = tuple(shard.segment.address for shard in self.shards)
-        return Sources(edition, "near", PARTS, memory, tuple(self.shards), self.held.address)
+    def sources(self, edition: int = 0, hazards: int = 0) -> Sources:
+        memory, parts = tuple(shard.segment.address for shard in self.shards), PARTS[: len(self.shards)]
+        return Sources(edition, "near", parts, memory, tuple(self.shards), self.held.address, hazards)
 
     def publish(self, number: int, *values: float) -> None:
         for shard, value in zip(self.shards, values, strict=True):
@@ -258,6 +262,65 @@ class TestARead:
         assert world.coordinator.said("lend") == [(2,), (2,)]
 
 
+class TestAReadInPlace:
+    """One shard, on the member's node, that has room for three members to compute on its memory."""
+
+    @pytest.fixture
+    def world(self, make: Make) -> World:
+        world = make("near")
+        world.shards = [PlainShard(hazards=3)]
+        world.coordinator.editions = [world.sources(edition=1, hazards=3)]
+        world.server._find_sources()
+        return world
+
+    def test_is_of_the_newest_version_where_it_lies(self, world: World) -> None:
+        assert world.server.reads_in_place
+        world.publish(0, 1.0)
+        world.publish(1, 2.0)
+        version, vector = world.server.read_in_place(Version(0, 0))
+        assert version == (0, 1)
+        for number in range(2, 20):
+            world.publish(number, float(number))
+        assert vector.eq(2.0).all()
+        assert world.server.read_in_place(Version(0, 0))[1].eq(19.0).all()
+        assert world.phases == [("update", 2), ("update", 20)]
+
+    def test_is_given_up_when_the_version_does_not_come(self, world: World) -> None:
+        world.publish(0, 1.0)
+        with pytest.raises(NotPublished, match="version 1"):
+            world.server.read_in_place(Version(0, 1))
+
+    def test_looks_again_where_the_shard_was_replaced(self, world: World) -> None:
+        world.publish(0, 1.0)
+        world.server.read_in_place(Version(0, 0))
+        world.shards = [PlainShard(hazards=3)]
+        world.publish(1, 5.0)
+        world.coordinator.editions = [world.sources(edition=2, hazards=3)]
+        assert world.server.read_in_place(Version(0, 1))[1].eq(5.0).all()
+
+    def test_copies_are_read_as_well(self, world: World) -> None:
+        world.publish(0, 1.0)
+        into = torch.zeros(16)
+        assert world.server.read(Version(0, 0), into) == (0, 0)
+        assert into.eq(1.0).all()
+
+    def test_nothing_is_pushed_that_another_process_may_have_let_be_overwritten(self, world: World) -> None:
+        world.publish(0, 1.0)
+        world.server.read_in_place(Version(0, 0))
+        world.publish(1, 1.0)
+        Protector(world.shards[0].segment, 16, 3, 2).newest(Version(0, 1), 1.0)
+        with pytest.raises(Displaced, match="member 2"):
+            world.server.push(PUSH)
+        assert not world.coordinator.said("push")
+
+    def test_there_is_none_from_another_node_or_without_room_for_it(self, make: Make) -> None:
+        assert not make("near").server.reads_in_place
+        far = make("far")
+        far.coordinator.editions = [far.sources(edition=1, hazards=3)]
+        far.server._find_sources()
+        assert not far.server.reads_in_place
+
+
 def test_what_is_held_for_a_validation_is_read_in_memory_or_fetched(world: World) -> None:
     for tensor, value in zip(held(Segment.open(world.held.address), SIZE, 1), (5.0, 6.0), strict=True):
         tensor.fill_(value)
@@ -287,7 +350,8 @@ class TestAPush:
     def test_from_another_node_takes_along_what_was_computed(self, make: Make, sends_base: bool) -> None:
         world = make("far", line="holds", sends_base=sends_base)
         world.memory.gradients[1].fill_(7.0)
-        world.memory.parameters.fill_(8.0)
+        if world.memory.parameters is not None:
+            world.memory.parameters.fill_(8.0)
         world.memory.statistics.fill_(9.0)
         world.server.push(PUSH)
         ((_, parcel),) = world.coordinator.said("push")
