@@ -89,12 +89,11 @@ class PublishedWriter:
             for slot in oldest_first:
                 if self._is_protected(slot):
                     continue
-                stamp, stamps[slot] = stamps[slot], UNMARKED
+                stamps[slot] = UNMARKED
                 fence()
                 if not self._is_protected(slot):
                     fence()
                     return slot
-                stamps[slot] = stamp
 
     def _is_protected(self, slot: int) -> bool:
         return any(hazard == 1 + slot for hazard in self._memory.hazards)
