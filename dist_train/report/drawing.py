@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from dist_train.report import happenings
 from dist_train.report.charts import Chart, Line, Mark
@@ -23,7 +23,7 @@ from dist_train.report.palette import FAINT, GLYPHS, INK, PAPER, SOFT, of_run, t
 
 # Inches; a point of text is then legible on a phone, where a chart is as wide as the screen.
 WIDTH, HEIGHT = 4.5, 2.75
-LEGEND_ROW = 0.19
+LEGEND_ROW = 0.165
 DOTS_PER_INCH = 160
 LONGEST_LABEL = 44
 AXIS_IN_WORDS: dict[Axis, str] = {"samples": "samples", "step": "steps", "wall_s": "wall time"}
@@ -60,15 +60,15 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A chart as an element of the page, and as the bytes of a PNG file."""
+    """A chart as an element of the page and, where asked for, as the bytes of a PNG file."""
 
     name: str
     svg: str
-    png: bytes
+    png: bytes | None = None
 
 
 def draw(chart: Chart, axis: Axis, marks: Sequence[Mark]) -> Drawn:
-    """Draw a chart over one axis, with the faults on it."""
+    """Draw a chart over one axis, with the faults on it; as PNG over samples alone."""
     drawn = {line.number for line in chart.lines}
     own = [mark for mark in marks if mark.number in drawn]
     divisor, unit = _unit(chart, axis)
@@ -85,9 +85,12 @@ def draw(chart: Chart, axis: Axis, marks: Sequence[Mark]) -> Drawn:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if chart.logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         else:
             _linear(axes, chart)
-        return rendered(figure, f"{chart.name}-{axis.removesuffix('_s')}", chart.title)
+        name = chart.name if axis == "samples" else f"{chart.name}-{axis}"
+        return rendered(figure, name, chart.title, as_png=axis == "samples")
 
 
 def sheet(title: str, handles: Sequence[Any], height: float = HEIGHT) -> tuple[Figure, Axes]:
@@ -97,8 +100,8 @@ def sheet(title: str, handles: Sequence[Any], height: float = HEIGHT) -> tuple[F
     whole = height + rows * LEGEND_ROW
     figure = Figure(figsize=(WIDTH, whole))
     # Edges by hand: to let matplotlib measure all text takes as long as the drawing.
-    axes = figure.add_axes((0.135, (rows * LEGEND_ROW + 0.52) / whole, 0.835, (height - 0.9) / whole))
-    axes.set_title(title, color=INK, x=-0.13)
+    axes = figure.add_axes((0.135, (rows * LEGEND_ROW + 0.5) / whole, 0.82, (height - 0.88) / whole))
+    axes.set_title(title, color=INK, x=-0.13, y=1.0)
     if handles:
         names = [_label(str(handle.get_label())) for handle in handles]
         figure.legend(handles, names, loc="lower left", ncols=columns, bbox_to_anchor=(0.015, 0.0),
@@ -106,14 +109,15 @@ def sheet(title: str, handles: Sequence[Any], height: float = HEIGHT) -> tuple[F
     return figure, axes
 
 
-def rendered(figure: Figure, name: str, title: str) -> Drawn:
-    """Write a figure as SVG for the page and as PNG."""
+def rendered(figure: Figure, name: str, title: str, as_png: bool = True) -> Drawn:
+    """Write a figure as SVG for the page and, if asked, as PNG."""
     text, image = StringIO(), BytesIO()
     # Names inside a drawing are made from this, and must differ from those of the page's other drawings.
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(image, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return Drawn(name, in_page(text.getvalue(), title), image.getvalue())
+    if as_png:
+        figure.savefig(image, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return Drawn(name, in_page(text.getvalue(), title), image.getvalue() or None)
 
 
 def in_page(svg: str, title: str) -> str:

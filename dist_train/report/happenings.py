@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 IN_WORDS: Mapping[Kind, str] = {
     "failure": "failure",
-    "restart": "start after a failure or stop",
+    "restart": "restart",
     "shard": "shard lost",
     "refused": "gradient refused",
     "straggler": "straggler named",
