@@ -45,7 +45,8 @@ def draw_time(name: str, label: str, workers: Mapping[str, Spent]) -> Drawn:
             lefts += shares
         axes.set_yticks(range(len(shown)), list(shown), color=INK)
         axes.invert_yaxis()
-        axes.set_ylabel("worker")
+        if len(shown) > 1:
+            axes.set_ylabel("worker")
         axes.set_xlim(0, 1)
         axes.grid(visible=False)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -13,14 +13,8 @@ from dist_train.report.history import History
 from dist_train.report.measured import AXES, Axis, Curve, Measured
 from dist_train.report.thinning import Numbers
 
-Section = Literal["learning", "speed", "gradients", "teaching"]
+Section = Literal["learning", "gradients", "teaching"]
 
-# What lines count over the whole run, or say in other words elsewhere in the report.
-NOT_DRAWN = {
-    "computed", "applied", "requeued", "lost_updates", "samples_per_s_per_worker", "memory_mb",
-    "staleness_p99", "data_wait",
-    "waiting_quorum", "waiting_server", "waiting_bound", "waiting_work", "waiting_data",
-}  # fmt: skip
 # What a parameter server adds to lines of validation as well.
 OF_THE_SERVER = {"staleness", "dropped", "refused"}
 # Beyond this ratio of largest to smallest, a loss is drawn on a logarithmic scale.
@@ -77,12 +71,12 @@ _TRAINING: Mapping[str, tuple[Section, str, str]] = {
     "loss": ("learning", "Training loss", "loss"),
     "lr": ("learning", "Learning rate", "learning rate"),
     "grad_norm": ("learning", "Norm of the gradient", "norm"),
-    "samples_per_s": ("speed", "Throughput", "samples per second"),
+    "samples_per_s": ("learning", "Throughput", "samples per second"),
     "staleness": ("gradients", "Mean staleness of gradients", "updates"),
     "dropped": ("gradients", "Gradients dropped so far", "gradients"),
     "refused": ("gradients", "Gradients refused so far", "gradients"),
     "agreement": ("teaching", "Agreement with the teachers", "agreement loss"),
-    "teacher_age": ("teaching", "Teacher lag", "updates"),
+    "teacher_age": ("teaching", "Teacher lag (below zero: ahead)", "updates"),
 }
 _LOSSES = {"loss", "grad_norm", "agreement"}
 
@@ -90,11 +84,12 @@ _LOSSES = {"loss", "grad_norm", "agreement"}
 def charts(runs: Sequence[Measured]) -> list[Chart]:
     """Choose the charts for what the runs have measured: loss first, then by section; none that is empty."""
     found = [_chart("training", name, _curves(runs, name, training=True)) for name in _names(runs, True)]
-    found += [_chart("validation", name, _curves(runs, name, training=False)) for name in _names(runs, False)]
+    validation = [_chart("validation", name, _curves(runs, name, training=False)) for name in _names(runs, False)]
     # A chart of nothing but zeros says what the table of the runs says already.
     told = [chart for chart in found if chart.title not in _COUNTS or _ever(chart)]
-    order = {"training-loss": 0, "validation-loss": 1}
-    return sorted(told, key=lambda chart: (_SECTIONS.index(chart.section), order.get(chart.name, 2)))
+    losses = [chart for chart in told if chart.name == "training-loss"]
+    others = [chart for chart in told if chart.name != "training-loss"]
+    return sorted([*losses, *validation, *others], key=lambda chart: _SECTIONS.index(chart.section))
 
 
 def marks(run: Measured, number: int) -> list[Mark]:
@@ -128,14 +123,14 @@ def staleness(runs: Sequence[Measured]) -> list[Bars]:
     return found
 
 
-_SECTIONS: Sequence[Section] = ("learning", "speed", "gradients", "teaching")
+_SECTIONS: Sequence[Section] = get_args(Section)
 _COUNTS = {_TRAINING["dropped"][1], _TRAINING["refused"][1]}
 
 
 def _names(runs: Sequence[Measured], training: bool) -> list[str]:
     """Name the measures that any run has, in the order of the table above and then by name."""
     found = {name for run in runs for name in (run.training if training else run.validation)}
-    unwanted = NOT_DRAWN if training else NOT_DRAWN | OF_THE_SERVER
+    unwanted = set() if training else OF_THE_SERVER
     known = [name for name in _TRAINING if name in found - unwanted]
     return known + sorted(found - unwanted - set(known))
 

@@ -16,8 +16,7 @@ from dist_train.report.subjects import Subject
 from dist_train.report.tables import Reported
 
 TITLES: Mapping[Section, str] = {
-    "learning": "Learning",
-    "speed": "Speed",
+    "learning": "Learning and speed",
     "gradients": "Stale and dropped gradients",
     "teaching": "Replicas that teach one another",
 }

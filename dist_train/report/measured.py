@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dist_train.layout import EVENTS, METRICS
+from dist_train.report.columns import Columns, Gatherer
 from dist_train.report.goodput import Interruptions, Spent, spent
 from dist_train.report.happenings import Happenings, number
 from dist_train.report.history import History, attempts, track
-from dist_train.report.reading import Reader, Record
+from dist_train.report.reading import Reader, Record, without_collector
 from dist_train.report.thinning import Joining, Numbers, Thinned
-from dist_train.report.working import Working
+from dist_train.report.working import CAUSES, Working
 
 Axis = Literal["samples", "step", "wall_s"]
 AXES: tuple[Axis, ...] = ("samples", "step", "wall_s")
-# What a line has that is no measure of its own.
-OF_THE_LINE = {
-    *AXES, "kind", "epoch", "replica", "seconds", "times", "worker_times", "workers", "slowest_rank",
-}  # fmt: skip
+# What places a measure, or is made into something else than a curve.
+NO_CURVE = {*AXES, "seconds", *CAUSES}
+# Lines that are taken apart together.
+BLOCK = 4096
 _CURVE: Mapping[str, Joining] = {
     **dict.fromkeys(AXES, "last"),
     "total": "sum",
@@ -33,7 +34,7 @@ _CURVE: Mapping[str, Joining] = {
 # Of a track, as many stretches as tell the place of an event on every axis.
 TRACK_POINTS = 2000
 # Windows of all workers together: what a trace viewer opens without trouble.
-MOST_WINDOWS = 16_000
+MOST_WINDOWS = 8_000
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Measured:
     validation: dict[str, Curve] = field(default_factory=dict)
     validations: Thinned = field(default_factory=lambda: _validations(TRACK_POINTS))
     validation_s: float = 0.0
+    since_line_s: float = 0.0
     happenings: Happenings = field(default_factory=Happenings)
     passed: Thinned = field(default_factory=lambda: Thinned(dict.fromkeys(AXES, "last"), TRACK_POINTS))
     last: Record = field(default_factory=dict)
@@ -104,82 +106,66 @@ class Measured:
 def measure(label: str, directory: Path, points: int) -> Measured:
     """Read what there is of a run's records; each curve has at most ``2 * points`` stretches."""
     found = Measured(label, directory, Working(limit=1))
-    events = Reader(directory / EVENTS)
+    events, lines = Reader(directory / EVENTS), Reader(directory / METRICS)
     for event in events.each(found.happenings.wants):
         found.happenings.add(event)
     starts = found.happenings.starts
-    found.working = Working(MOST_WINDOWS // 4, step=number(starts[0].get("step")) if starts else 0.0)
-    lines = Reader(directory / METRICS)
-    for block in lines.blocks():
-        if not found.lines:
-            workers = max(1, len(block[0].get("workers") or block[0].get("worker_times") or ()))
-            found.working.limit = max(1, MOST_WINDOWS // workers // 2)
-        _add(found, block, points)
-    found.damaged = events.damaged + lines.damaged
+    found.working.step = number(starts[0].get("step")) if starts else 0.0
+    gathered = Gatherer()
+    with without_collector():
+        for line in lines.each():
+            if not gathered.add(line):
+                found.damaged += 1
+                continue
+            found.last = line
+            if gathered.size == BLOCK:
+                _take(found, gathered.take(), points)
+    _take(found, gathered.take(), points)
+    found.damaged += events.damaged + lines.damaged
     return found
 
 
-def _add(found: Measured, block: Sequence[Record], points: int) -> None:
-    training = [line for line in block if line.get("kind") == "train"]
-    validation = [line for line in block if line.get("kind") == "val"]
-    for lines, curves in ((training, found.training), (validation, found.validation)):
-        if lines:
-            _draw_out(lines, curves, points)
-    if validation:
-        took = numbers(line.get("seconds") for line in validation)
-        found.validation_s += float(np.nansum(took))
-        found.validations.add(end=numbers(line.get("wall_s") for line in validation), seconds=took)
-    known = [line for line in block if line.get("kind") in ("train", "val")]
-    found.passed.add(**{axis: numbers(line.get(axis) for line in known) for axis in AXES})
-    found.lines += len(known)
-    found.damaged += len(block) - len(known) + found.working.add(training, _validation_before(known))
-    found.last = known[-1] if known else found.last
+def _take(found: Measured, by_kind: Mapping[str, Columns], points: int) -> None:
+    training, validation = by_kind.get("train"), by_kind.get("val")
+    for lines in filter(None, (training, validation)):
+        found.lines += len(lines.at)
+        _draw_out(lines, found.training if lines is training else found.validation, points)
+        found.passed.add(**{axis: lines.column(axis) for axis in AXES})
+    if validation is not None:
+        took = np.nan_to_num(validation.column("seconds"))
+        found.validation_s += float(took.sum())
+        found.validations.add(end=validation.column("wall_s"), seconds=took)
+    if training is not None:
+        if not found.working.windows and training.workers:
+            found.working.limit = max(1, MOST_WINDOWS // len(training.workers[0].names) // 2)
+        found.working.add(training, _validation_before(found, training, validation))
+    elif validation is not None:
+        found.since_line_s += float(took.sum())
 
 
-def _draw_out(lines: Sequence[Record], curves: dict[str, Curve], points: int) -> None:
+def _draw_out(lines: Columns, curves: dict[str, Curve], points: int) -> None:
     """Add to each measure's curve what lines say of it."""
-    places = {axis: numbers(line.get(axis) for line in lines) for axis in AXES}
-    for name in set().union(*lines) - OF_THE_LINE:
-        given = [line.get(name) for line in lines]
-        values = numbers(given)
+    places = {axis: lines.column(axis) for axis in AXES}
+    for name, values in lines.values.items():
         finite = np.isfinite(values)
-        if name not in curves:
-            if not finite.any():
-                continue
-            curves[name] = Curve(Thinned(_CURVE, points))
-        curve = curves[name]
-        if not finite.all():
-            curve.not_finite += sum(map(_is_number, given)) - int(finite.sum())
+        if name in NO_CURVE or (name not in curves and not finite.any()):
+            continue
+        curve = curves.setdefault(name, Curve(Thinned(_CURVE, points)))
+        curve.not_finite += lines.not_finite[name]
         kept = values[finite]
         at = {axis: column[finite] for axis, column in places.items()}
         curve.points.add(**at, total=kept, count=np.ones_like(kept), lowest=kept, highest=kept)
 
 
-def _validation_before(known: Sequence[Record]) -> Numbers:
+def _validation_before(found: Measured, training: Columns, validation: Columns | None) -> Numbers:
     """Return for each training line the seconds of the validations since the one before."""
-    found, waiting = [], 0.0
-    for line in known:
-        if line["kind"] == "train":
-            found.append(waiting)
-            waiting = 0.0
-        else:
-            waiting += number(line.get("seconds"))
-    return np.array(found)
-
-
-def numbers(values: Any) -> Numbers:
-    """Return values as an array, NaN for what is no number; "NaN" and "Infinity" are as in the records."""
-    given = list(values)
-    try:
-        return np.array(given, dtype=float).reshape(len(given))
-    except (TypeError, ValueError, OverflowError):
-        return np.array([float(value) if _is_number(value) else np.nan for value in given])
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in ("NaN", "Infinity", "-Infinity")
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)
+    seconds = np.zeros(len(training.at) + 1)
+    seconds[0] = found.since_line_s
+    if validation is not None:
+        following = np.searchsorted(training.at, validation.at)
+        np.add.at(seconds, following, np.nan_to_num(validation.column("seconds")))
+    found.since_line_s = float(seconds[-1])
+    return seconds[:-1]
 
 
 def _validations(limit: int) -> Thinned:

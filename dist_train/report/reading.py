@@ -1,10 +1,11 @@
-"""The records of a run as blocks of objects: what is damaged is counted and left out, never an error."""
+"""The records of a run as objects: what is damaged is counted and left out, never an error."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from pydantic_core import from_json
 
 Record = dict[str, Any]
 
-BLOCK = 4096
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Leave the search for cycles be: records are trees, and it would look at all of them over and over."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass
@@ -25,21 +36,15 @@ class Reader:
     path: Path
     damaged: int = 0
 
-    def blocks(self) -> Iterator[list[Record]]:
-        """Yield the objects of all lines, some thousand at a time; none where there is no file."""
-        records = self.each()
-        while block := list(islice(records, BLOCK)):
-            yield block
-
-    def each(self, wanted: Callable[[bytes], bool] = lambda line: True) -> Iterator[Record]:
-        """Yield the objects of those lines that are ``wanted``, each asked about when it is its turn."""
+    def each(self, wanted: Callable[[bytes], bool] | None = None) -> Iterator[Record]:
+        """Yield the objects of all lines, or those that are ``wanted``, each asked about when it is its turn."""
         try:
             file = self.path.open("rb")
         except OSError:
             return
         with file:
             for line in file:
-                if not wanted(line):
+                if wanted is not None and not wanted(line):
                     continue
                 # Three times as fast as the standard library's reader.
                 try:

@@ -11,7 +11,7 @@ from dist_train.report.charts import place
 from dist_train.report.goodput import USES, Spent
 from dist_train.report.measured import Measured
 from dist_train.report.subjects import Subject
-from dist_train.watch.figures import duration, found, quantity
+from dist_train.watch.figures import counted, duration, found, quantity
 
 NOTHING = "–"
 MOST_FAULTS = 100
@@ -57,14 +57,13 @@ def headline(runs: Sequence[Reported]) -> Table:
         ("steps", lambda run: _count(run.progress.get("steps"))),
         ("samples", lambda run: _count(run.progress.get("samples"))),
         ("wall time", lambda run: _duration(run.progress.get("wall_s"))),
-        ("samples per second", lambda run: _rate(run)),
+        ("samples per second", _rate),
         ("goodput", lambda run: _share(goodput.goodput(goodput.mean(run.spent)))),
         ("validation", lambda run: _measures(run.summary.get("val")) or _last_validation(run.measured)),
         ("best validation", lambda run: _measures(run.summary.get("best"))),
-        ("restarts", lambda run: _count(run.summary.get("restarts"))),
         ("faults", lambda run: _faults(run.measured)),
-        ("gradients", lambda run: _gradients(run)),
-        ("staleness", lambda run: _staleness(run)),
+        ("gradients", _gradients),
+        ("staleness", _staleness),
         ("agreement", lambda run: _last(run.measured, "agreement")),
         ("teacher lag", lambda run: _last(run.measured, "teacher_age", " updates")),
         ("error", lambda run: _text(run.summary.get("error"))),
@@ -123,10 +122,10 @@ def notes(runs: Sequence[Reported]) -> list[str]:
         if not run.subject.settings:
             said.append(f"{label}: config.yaml is missing or cannot be read.")
         if measured.damaged:
-            said.append(f"{label}: {_some(measured.damaged, 'line')} of the records could not be read.")
+            said.append(f"{label}: {counted(measured.damaged, 'line')} of the records could not be read.")
         for name, curve in {**measured.validation, **measured.training}.items():
             if curve.not_finite:
-                values = _some(curve.not_finite, "value")
+                values = counted(curve.not_finite, "value")
                 said.append(f"{label}: {values} of {name.replace('_', ' ')} were NaN or infinite; not drawn.")
     return said
 
@@ -140,11 +139,13 @@ def _mode(run: Reported) -> str:
     settings = run.subject.settings
     mode = run.summary.get("mode") or settings.get("parallel.mode")
     workers = run.summary.get("workers") or settings.get("parallel.workers")
-    return f"{mode}, {workers} workers" if mode and workers else ""
+    many = counted(workers, "worker") if isinstance(workers, int) else f"{workers} workers"
+    return f"{mode}, {many}" if mode and workers else ""
 
 
 def _rate(run: Reported) -> str:
-    rate = run.summary.get("samples_per_s", run.measured.last.get("samples_per_s"))
+    # A resumed run that had nothing left to do has no rate of its own.
+    rate = run.summary.get("samples_per_s") or _last_of(run.measured, "samples_per_s")
     return quantity(rate) if _is_number(rate) else ""
 
 
@@ -162,13 +163,18 @@ def _last_validation(measured: Measured) -> str:
 
 
 def _last(measured: Measured, name: str, unit: str = "") -> str:
+    value = _last_of(measured, name)
+    return "" if value is None else f"{value:.4g}{unit}, the last"
+
+
+def _last_of(measured: Measured, name: str) -> float | None:
     curve = measured.training.get(name)
-    return f"{curve.mean[-1]:.4g}{unit}, the last" if curve is not None and len(curve.points) else ""
+    return float(curve.mean[-1]) if curve is not None and len(curve.points) else None
 
 
 def _faults(measured: Measured) -> str:
     counts = measured.happenings.counts
-    return ", ".join(f"{counts[kind]:,} {happenings.IN_WORDS[kind]}" for kind in happenings.KINDS if counts[kind])
+    return ", ".join(f"{happenings.IN_WORDS[kind]}: {counts[kind]:,}" for kind in happenings.KINDS if counts[kind])
 
 
 def _gradients(run: Reported) -> str:
@@ -202,10 +208,6 @@ def _share(value: float | None) -> str:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-def _some(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _is_number(value: Any) -> bool:

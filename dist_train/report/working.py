@@ -6,22 +6,16 @@ worker's share of waiting, and the causes of all workers' waiting together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
-from typing import Any
 
 import numpy as np
 
+from dist_train.report.columns import Columns, Workers
 from dist_train.report.goodput import BY_LINE
 from dist_train.report.thinning import Joining, Numbers, Thinned
 
-Lines = Sequence[Mapping[str, Any]]
-
-_PHASES = itemgetter("data", "forward", "backward", "communication", "update")
-_CAUSES = ("waiting_quorum", "waiting_server", "waiting_bound", "waiting_work", "waiting_data")
-_OF_WORKER = itemgetter("waiting", "dropped")
+CAUSES = ("waiting_quorum", "waiting_server", "waiting_bound", "waiting_work", "waiting_data")
 # A window of a worker's time, in seconds of the run's wall time.
 _WINDOW: Mapping[str, Joining] = {"start": "first", "end": "last", "seconds": "sum"}
 
@@ -40,41 +34,31 @@ class Working:
     windows: dict[str, Thinned] = field(default_factory=dict)
     _dropped: dict[str, float] = field(default_factory=dict)
 
-    def add(self, lines: Lines, validation_s: Numbers) -> int:
-        """Take training lines, in order; ``validation_s`` is what validations took since the line before.
-
-        Returns how many lines did not say what they should.
-        """
-        unclear = 0
-        start = 0
-        for names, group in groupby(lines, key=_names):
-            several = list(group)
-            validations = validation_s[start : start + len(several)]
-            start += len(several)
-            try:
-                self._add(names, several, validations)
-            except (KeyError, TypeError, ValueError, OverflowError):
-                unclear += len(several)
-        return unclear
-
-    def _add(self, names: tuple[str, ...], lines: Lines, validation_s: Numbers) -> None:
-        walls = np.array([line["wall_s"] for line in lines], dtype=float)
-        steps = np.array([line["step"] for line in lines], dtype=float)
+    def add(self, lines: Columns, validation_s: Numbers) -> None:
+        """Take training lines; ``validation_s`` is what validations took between each and the line before."""
+        walls, steps = lines.column("wall_s"), lines.column("step")
         starts = np.r_[self.wall_s, walls[:-1]]
-        if lines[0].get("workers"):
-            length = np.maximum(walls - starts - validation_s, 0.0)
-            before = np.array([self._dropped.get(name, 0.0) for name in names])
-            seconds, dropped = through_server(lines, length, before)
-            self._dropped |= dict(zip(names, dropped, strict=True))
-        else:
-            # A step that is taken again after a failure is not taken a negative number of times.
-            seconds = synchronous(lines, np.maximum(np.diff(steps, prepend=self.step), 0.0))
+        # A step that is taken again after a failure is not taken a negative number of times.
+        taken = np.maximum(np.diff(steps, prepend=self.step), 0.0)
+        length = np.maximum(walls - starts - validation_s, 0.0)
+        causes = np.column_stack([lines.column(cause) for cause in CAUSES])
+        for workers in lines.workers:
+            at = workers.places
+            if workers.times is None:
+                seconds = synchronous(workers.figures, taken[at])
+            else:
+                before = np.array([self._dropped.get(name, 0.0) for name in workers.names])
+                seconds = through_server(workers, length[at], np.nan_to_num(causes[at]), before)
+                self._dropped |= dict(zip(workers.names, workers.figures[-1, :, 1], strict=True))
+            self._keep(workers, starts[at], walls[at], np.nan_to_num(seconds))
         self.wall_s, self.step = float(walls[-1]), float(steps[-1])
-        for place, name in enumerate(names):
+
+    def _keep(self, workers: Workers, starts: Numbers, ends: Numbers, seconds: Numbers) -> None:
+        for place, name in enumerate(workers.names):
             own = seconds[:, place]
             self.totals[name] = self.totals.get(name, 0.0) + own.sum(axis=0)
             windows = self.windows.setdefault(name, Thinned(_WINDOW, self.limit))
-            windows.add(start=starts, end=walls, seconds=own)
+            windows.add(start=starts, end=ends, seconds=own)
 
     def shown(self) -> Iterator[tuple[str, float, float, Numbers]]:
         """Yield each window of each worker: its name, start, end, and seconds by use."""
@@ -84,16 +68,12 @@ class Working:
                 yield name, float(start), float(end), seconds
 
 
-def synchronous(lines: Lines, steps: Numbers) -> Numbers:
+def synchronous(per_step: Numbers, steps: Numbers) -> Numbers:
     """Return seconds of shape (lines, workers, uses) where all workers meet in every step.
 
-    ``steps`` are those since the line before. The exchange takes as long as it took the worker that came last;
-    what the others needed beyond that, they waited for it.
+    ``per_step`` has shape (lines, workers, phases); ``steps`` are those since the line before. The exchange
+    takes as long as it took the worker that came last; what the others needed beyond that, they waited for it.
     """
-    per_step = np.array(
-        [[_PHASES(times) for times in line.get("worker_times") or [line["times"]]] for line in lines],
-        dtype=float,
-    )
     data, forward, backward, communication, update = np.moveaxis(per_step, 2, 0)
     exchange = np.broadcast_to(communication.min(axis=1, keepdims=True), communication.shape)
     uses = {
@@ -106,22 +86,20 @@ def synchronous(lines: Lines, steps: Numbers) -> Numbers:
     return np.stack([uses[use] for use in BY_LINE], axis=2) * steps[:, None, None]
 
 
-def through_server(lines: Lines, length: Numbers, dropped: Numbers) -> tuple[Numbers, Numbers]:
-    """Return seconds of shape (lines, workers, uses) through a parameter server, and the last counts of drops.
+def through_server(workers: Workers, length: Numbers, causes: Numbers, dropped: Numbers) -> Numbers:
+    """Return seconds of shape (lines, workers, uses) through a parameter server.
 
-    ``length`` is each line's time without validations, ``dropped`` each worker's drops until the first line.
-    Of the time that a worker did not wait, each gradient that was dropped takes what a gradient takes.
+    ``length`` is each line's time without validations, ``causes`` (lines, causes) the seconds that all workers
+    waited, ``dropped`` each worker's drops until the first line. Of the time that a worker did not wait, each
+    gradient that was dropped takes what a gradient takes.
     """
-    figures = np.array([[_OF_WORKER(worker) for worker in line["workers"]] for line in lines], dtype=float)
-    waiting = np.clip(figures[:, :, 0], 0.0, 1.0) * length[:, None]
-    causes = np.array([[line.get(cause) or 0.0 for cause in _CAUSES] for line in lines], dtype=float)
+    assert workers.times is not None  # lines of a server have them
+    waiting = np.clip(workers.figures[:, :, 0], 0.0, 1.0) * length[:, None]
     whole = causes.sum(axis=1, keepdims=True)
-    quorum, server, bound, _, data = np.divide(
-        causes, whole, out=np.zeros_like(causes), where=whole > 0
-    ).T[:, :, None]
-    times = np.array([_PHASES(line["times"]) for line in lines], dtype=float)
-    gradient = times[:, [1, 2, 4]].sum(axis=1)
-    drops = np.maximum(np.diff(figures[:, :, 1], axis=0, prepend=dropped[None]), 0.0)
+    shares = np.divide(causes, whole, out=np.zeros_like(causes), where=whole > 0)
+    quorum, server, bound, _, data = shares.T[:, :, None]
+    gradient = workers.times[:, [1, 2, 4]].sum(axis=1)
+    drops = np.maximum(np.diff(workers.figures[:, :, 1], axis=0, prepend=dropped[None]), 0.0)
     working = length[:, None] - waiting
     thrown_away = np.minimum(drops * gradient[:, None], working)
     uses = {
@@ -131,11 +109,4 @@ def through_server(lines: Lines, length: Numbers, dropped: Numbers) -> tuple[Num
         "stragglers": waiting * (quorum + bound),
         "dropped": thrown_away,
     }
-    return np.stack([uses[use] for use in BY_LINE], axis=2), figures[-1, :, 1]
-
-
-def _names(line: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the workers of a line; groups of workers by their first and last."""
-    if workers := line.get("workers"):
-        return tuple(str(worker.get("name")) for worker in workers)
-    return tuple(map(str, range(len(line.get("worker_times") or "0"))))
+    return np.stack([uses[use] for use in BY_LINE], axis=2)
