@@ -69,7 +69,12 @@ def _line(kind: str, number: int, draw: random.Random) -> dict[str, Any]:
     }
     if kind == "sync":
         return line | {"worker_times": [_times(draw), _times(draw)]}
-    figures = {"samples_per_s": 620.0, "staleness": 1.0, "dropped": number // 50, "waiting": 0.1 * draw.random()}
+    figures = {
+        "samples_per_s": 620.0,
+        "staleness": 1.0,
+        "dropped": number // 50,
+        "waiting": 0.1 * draw.random(),
+    }
     waits = {f"waiting_{cause}": draw.random() for cause in ("quorum", "server", "bound", "work", "data")}
     counts = {"computed": 10 * number, "applied": 10 * number, "dropped": 0, "refused": 0, "requeued": 0}
     workers = [{"name": name, **figures} for name in "01"]
@@ -82,7 +87,14 @@ def _times(draw: random.Random) -> dict[str, float]:
 
 def _events(kind: str, lines: int) -> Iterator[dict[str, Any]]:
     yield {"time": 1.0, "event": "start", "step": 0, "samples": 0, "workers": 2}
-    gradient = {"member": 0, "incarnation": 0, "sequence": 1, "read": [0, 0], "lease": [0, 0, 32], "loss": 0.1}
+    gradient = {
+        "member": 0,
+        "incarnation": 0,
+        "sequence": 1,
+        "read": [0, 0],
+        "lease": [0, 0, 32],
+        "loss": 0.1,
+    }
     for number in range(1, lines + 1) if kind == "async" else ():
         update = {"event": "update", "step": number, "era": 0, "rate": 0.1, "momentum": None, "samples": 32}
         yield {"time": 1.0 + 0.5 * number, **update, "gradients": [{**gradient, "staleness": 1}]}

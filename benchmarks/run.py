@@ -19,6 +19,7 @@ from benchmarks import (
     checkpoints,
     machine,
     memory,
+    reports,
     scaling,
     server_speed,
     start_up,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "scaling": (scaling.measure, 1),
     "server_start_up": (start_up.measure_server, 3),
     "memory": (memory.measure, 2),
+    "report": (reports.measure, 3),
 }
 
 
@@ -85,6 +87,9 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         for loaders in sorted({name.rpartition("_")[2] for name in rounds}):
             pair = {name: rounds[name] for name in rounds if name.endswith(f"_{loaders}")}
             yield from _table(f"time of a batch / plain_{loaders}", ratios(pair, f"plain_{loaders}"))
+    for kind, measured in result.get("report", {}).items():
+        figures = {name: spread(numbers) for name, numbers in measured.items()}
+        yield from _table(f"report of {result['lines']:,} lines, {kind}", figures)
     yield from report_server(result)
 
 

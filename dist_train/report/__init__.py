@@ -1,4 +1,4 @@
-"""One run, or several side by side, as a page to look at, with its charts as files and a timeline of the workers."""
+"""One run, or several side by side, as a page, with its charts as files and a timeline of the workers."""
 
 from __future__ import annotations
 

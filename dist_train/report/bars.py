@@ -72,7 +72,9 @@ def draw_staleness(runs: Sequence[Bars]) -> Drawn:
         if width > 1:
             axes.xaxis.set_major_formatter(lambda tick, _: f"{tick * width:.0f}")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("staleness (updates)" if width == 1 else f"staleness (updates, from; {width} in a bar)")
+        axes.set_xlabel(
+            "staleness (updates)" if width == 1 else f"staleness (updates, from; {width} in a bar)"
+        )
         axes.set_ylabel("share of gradients")
         return rendered(figure, "staleness", title)
 

@@ -84,7 +84,9 @@ _LOSSES = {"loss", "grad_norm", "agreement"}
 def charts(runs: Sequence[Measured]) -> list[Chart]:
     """Choose the charts for what the runs have measured: loss first, then by section; none that is empty."""
     found = [_chart("training", name, _curves(runs, name, training=True)) for name in _names(runs, True)]
-    validation = [_chart("validation", name, _curves(runs, name, training=False)) for name in _names(runs, False)]
+    validation = [
+        _chart("validation", name, _curves(runs, name, training=False)) for name in _names(runs, False)
+    ]
     # A chart of nothing but zeros says what the table of the runs says already.
     told = [chart for chart in found if chart.title not in _COUNTS or _ever(chart)]
     losses = [chart for chart in told if chart.name == "training-loss"]

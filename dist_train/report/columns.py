@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl as columns of numbers: each line is taken apart at once, for there may be millions."""
+"""Lines of metrics.jsonl as columns of numbers: each is taken apart at once, for there may be millions."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ class Gatherer:
 
     def take(self) -> dict[str, Columns]:
         """Return the columns of each kind, and be empty again."""
-        found = {kind: _columns([alike for alike in several if alike.rows]) for kind, several in self._by_kind.items()}
+        found = {
+            kind: _columns([alike for alike in several if alike.rows])
+            for kind, several in self._by_kind.items()
+        }
         self._by_kind, self.size = {}, 0
         return {kind: columns for kind, columns in found.items() if len(columns.at)}
 

@@ -27,7 +27,8 @@ LEGEND_ROW = 0.165
 DOTS_PER_INCH = 160
 LONGEST_LABEL = 44
 AXIS_IN_WORDS: dict[Axis, str] = {"samples": "samples", "step": "steps", "wall_s": "wall time"}
-STYLE: dict[str, Any] = {
+# matplotlib's settings by name, of more types than one.
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "svg.fonttype": "none",
@@ -130,8 +131,9 @@ def in_page(svg: str, title: str) -> str:
     # Verdana is as wide as the font that was measured with.
     rest = rest.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana")
     label = escape(title, quote=True)
-    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img" aria-label="{label}">' + themed(
-        rest
+    return (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img" aria-label="{label}">'
+        + themed(rest)
     )
 
 

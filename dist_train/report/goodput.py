@@ -65,17 +65,15 @@ class Interruptions:
 def spent(by_line: Mapping[str, Numbers], wall_s: float, around: Interruptions) -> dict[str, Spent]:
     """Return each worker's seconds by use; they add up to the run's wall time, lost work and recovery.
 
-    ``by_line`` has, by worker, the seconds of ``BY_LINE`` over all training lines; ``wall_s`` is the wall time
-    of the steps that were kept.
+    ``by_line`` has, by worker, the seconds of ``BY_LINE`` over all training lines; ``wall_s`` is the wall
+    time of the steps that were kept.
     """
     return {worker: _of_worker(seconds, wall_s, around, worker) for worker, seconds in by_line.items()}
 
 
 def mean(workers: Mapping[str, Spent]) -> Spent:
     """Return the mean of the workers' seconds by use; zeros where there is no worker."""
-    return {
-        use: float(np.mean([each[use] for each in workers.values()])) if workers else 0.0 for use in USES
-    }
+    return {use: float(np.mean([each[use] for each in workers.values()])) if workers else 0.0 for use in USES}
 
 
 def goodput(seconds: Spent) -> float | None:

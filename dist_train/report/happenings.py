@@ -49,8 +49,8 @@ DROPPED, CHECK = b'"event": "dropped"', b'"event": "check"'
 class Fault:
     """Something that went wrong, or that interrupted the run, with ``text`` for a person.
 
-    ``step`` is the step that it is said to have happened in, None where only the clock tells; ``worker`` names
-    the worker that it is about.
+    ``step`` is the step that it is said to have happened in, None where only the clock tells; ``worker``
+    names the worker that it is about.
     """
 
     kind: Kind
@@ -120,7 +120,7 @@ class Happenings:
         return whole(self._histograms)
 
     def absent(self) -> list[tuple[int, float, float]]:
-        """Return which members were gone, from when to when by the clock; one that never came back, to the end."""
+        """Return which members were gone, from when to when by the clock; to the end if none came back."""
         gone = [(member, clock, self.last_clock) for member, (_, clock) in self._awaited.items()]
         return [*self.replaced, *gone]
 

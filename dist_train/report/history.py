@@ -47,6 +47,10 @@ class Track:
             for column in (self.step, self.samples, self.wall_s)
         )  # type: ignore[return-value]
 
+    def wall_until(self, step: float) -> float:
+        """Return the wall time of the last line of a step or one before: where a run that resumes goes on."""
+        return float(self.wall_s[max(0, int(np.searchsorted(self.step, step, side="right")) - 1)])
+
     def at_wall(self, wall_s: float) -> tuple[float, float, float]:
         return tuple(
             float(np.interp(wall_s, self.wall_s, column)) if len(self.step) else 0.0
@@ -78,7 +82,7 @@ def attempts(events: Iterable[Event]) -> list[Attempt]:
 
 @dataclass(frozen=True)
 class History:
-    """The attempts beside the track; ``walls`` is the wall time that each attempt began at, and the last one."""
+    """The attempts beside the track; ``walls``: the wall time that each attempt began at, and the last one."""
 
     attempts: Sequence[Attempt]
     track: Track
@@ -86,7 +90,7 @@ class History:
     @cached_property
     def walls(self) -> list[float]:
         ends = float(self.track.wall_s[-1])
-        return [*(self.track.at_step(each.step)[2] for each in self.attempts), ends]
+        return [*(self.track.wall_until(each.step) for each in self.attempts), ends]
 
     def wall_of(self, clock: float) -> float:
         """Return the wall time of a moment; of one in steps thrown away, that of the last step kept."""

@@ -97,6 +97,11 @@ class Measured:
         )
         return spent(self.working.totals, wall_s, around)
 
+    def last_of(self, kind: Literal["training", "validation"], name: str) -> float | None:
+        """Return a measure's mean over its last stretch; None where it was never measured."""
+        curve = (self.training if kind == "training" else self.validation).get(name)
+        return None if curve is None else float(curve.mean[-1])
+
     def name_of(self, member: int) -> str:
         """Name a member of a parameter server as training lines do: a worker, or the ends of a group."""
         names = list(self.working.totals)
@@ -134,7 +139,7 @@ def _take(found: Measured, by_kind: Mapping[str, Columns], points: int) -> None:
     if validation is not None:
         took = np.nan_to_num(validation.column("seconds"))
         found.validation_s += float(took.sum())
-        found.validations.add(end=validation.column("wall_s"), seconds=took)
+        found.validations.add(end=np.nan_to_num(validation.column("wall_s")), seconds=took)
     if training is not None:
         if not found.working.windows and training.workers:
             found.working.limit = max(1, MOST_WINDOWS // len(training.workers[0].names) // 2)

@@ -46,7 +46,10 @@ class Page:
 def html(page: Page) -> str:
     """Return the page; all text in it is escaped, drawings are taken as they are."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     return environment.get_template(TEMPLATE).render(
         page=page, style=(HERE / STYLE).read_text(), light=variables(dark=False), dark=variables(dark=True)

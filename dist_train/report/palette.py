@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 from dist_train.report.goodput import Use
 from dist_train.report.happenings import Kind
@@ -23,7 +24,8 @@ _RUNS: Mapping[str, str] = {
     "#b07c00": "#f0b429",
     "#3d3d3d": "#d0d0d0",
 }
-STYLES = ("-", "--", ":", "-.")
+Style = Literal["-", "--", ":", "-."]
+STYLES: tuple[Style, ...] = get_args(Style)
 USES: Mapping[Use, str] = {
     "computation": "#4477aa",
     "data": "#66ccee",
@@ -50,7 +52,7 @@ _THEMED = {**_GROUND, **_RUNS}
 _COLOUR = re.compile("|".join(_THEMED))
 
 
-def of_run(number: int) -> tuple[str, str]:
+def of_run(number: int) -> tuple[str, Style]:
     """Return the colour and the style of the curves of a run, different for the first 24."""
     colours = list(_RUNS)
     return colours[number % len(colours)], STYLES[number // len(colours) % len(STYLES)]
@@ -63,7 +65,9 @@ def themed(svg: str) -> str:
 
 def variables(dark: bool) -> str:
     """Return the declarations of the page's variables, as CSS."""
-    return " ".join(f"{_variable(light)}: {at_night if dark else light};" for light, at_night in _THEMED.items())
+    return " ".join(
+        f"{_variable(light)}: {at_night if dark else light};" for light, at_night in _THEMED.items()
+    )
 
 
 def _variable(light: str) -> str:

@@ -37,7 +37,7 @@ class Reader:
     damaged: int = 0
 
     def each(self, wanted: Callable[[bytes], bool] | None = None) -> Iterator[Record]:
-        """Yield the objects of all lines, or those that are ``wanted``, each asked about when it is its turn."""
+        """Yield the objects of all lines, or of those ``wanted``; each is asked about when it is its turn."""
         try:
             file = self.path.open("rb")
         except OSError:

@@ -77,9 +77,7 @@ def times(runs: Sequence[Reported]) -> Table:
     """Say where the time of each run's workers went, in the mean over them."""
     means = {run.measured.label: goodput.mean(run.spent) for run in runs if run.spent}
     uses = [use for use in USES if any(spent[use] > 0 for spent in means.values())]
-    rows = tuple(
-        (goodput.IN_WORDS[use], *(_use(spent, use) for spent in means.values())) for use in uses
-    )
+    rows = tuple((goodput.IN_WORDS[use], *(_use(spent, use) for spent in means.values())) for use in uses)
     return Table(("", *means), rows)
 
 
@@ -118,7 +116,9 @@ def notes(runs: Sequence[Reported]) -> list[str]:
         if not measured.lines:
             said.append(f"{label}: no training was logged yet, so there is nothing to draw.")
         elif not run.summary:
-            said.append(f"{label}: no summary. The run is going on, or was killed; this is what it wrote so far.")
+            said.append(
+                f"{label}: no summary. The run is going on, or was killed; this is what it wrote so far."
+            )
         if not run.subject.settings:
             said.append(f"{label}: config.yaml is missing or cannot be read.")
         if measured.damaged:
@@ -145,8 +145,8 @@ def _mode(run: Reported) -> str:
 
 def _rate(run: Reported) -> str:
     # A resumed run that had nothing left to do has no rate of its own.
-    rate = run.summary.get("samples_per_s") or _last_of(run.measured, "samples_per_s")
-    return quantity(rate) if _is_number(rate) else ""
+    rate = run.summary.get("samples_per_s") or run.measured.last_of("training", "samples_per_s")
+    return quantity(rate) if isinstance(rate, int | float) else ""
 
 
 def _measures(values: Any) -> str:
@@ -157,30 +157,27 @@ def _measures(values: Any) -> str:
 
 
 def _last_validation(measured: Measured) -> str:
-    return _measures(
-        {name: float(curve.mean[-1]) for name, curve in measured.validation.items() if name in ("loss", "accuracy")}
-    )
+    return _measures({name: measured.last_of("validation", name) for name in ("loss", "accuracy")})
 
 
 def _last(measured: Measured, name: str, unit: str = "") -> str:
-    value = _last_of(measured, name)
+    value = measured.last_of("training", name)
     return "" if value is None else f"{value:.4g}{unit}, the last"
-
-
-def _last_of(measured: Measured, name: str) -> float | None:
-    curve = measured.training.get(name)
-    return float(curve.mean[-1]) if curve is not None and len(curve.points) else None
 
 
 def _faults(measured: Measured) -> str:
     counts = measured.happenings.counts
-    return ", ".join(f"{happenings.IN_WORDS[kind]}: {counts[kind]:,}" for kind in happenings.KINDS if counts[kind])
+    return ", ".join(
+        f"{happenings.IN_WORDS[kind]}: {counts[kind]:,}" for kind in happenings.KINDS if counts[kind]
+    )
 
 
 def _gradients(run: Reported) -> str:
     fates = run.summary.get("gradients")
     known = fates if isinstance(fates, Mapping) else run.measured.last
-    named = [f"{known[fate]:,} {fate}" for fate in ("computed", "applied", "dropped", "refused") if known.get(fate)]
+    named = [
+        f"{known[fate]:,} {fate}" for fate in ("computed", "applied", "dropped", "refused") if known.get(fate)
+    ]
     return ", ".join(named)
 
 

@@ -8,6 +8,7 @@ training lines are: each window between two of them is filled with what the work
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any
 
 from dist_train.report import goodput
@@ -99,12 +100,17 @@ def _counters(run: Measured, history: History, process: int) -> Iterator[TraceEv
             continue
         curve = run.training[name]
         for wall_s, value in zip(curve.points.column("wall_s"), curve.mean, strict=True):
+            # A line may lack its wall time.
+            if not isfinite(wall_s):
+                continue
             at = history.clock_of(float(wall_s)) * MICROSECONDS
             yield {"ph": "C", "pid": process, "name": shown, "ts": at, "args": {shown: float(value)}}
 
 
 def _saved(saved: Saved, end: float, process: int) -> TraceEvent:
-    event = _slice(process, CHECKPOINTS, f"checkpoint of step {saved.step:.0f}", end - saved.seconds, saved.seconds)
+    event = _slice(
+        process, CHECKPOINTS, f"checkpoint of step {saved.step:.0f}", end - saved.seconds, saved.seconds
+    )
     return {**event, "args": {"training stood still for (s)": saved.stall_s}}
 
 

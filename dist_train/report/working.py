@@ -22,7 +22,7 @@ _WINDOW: Mapping[str, Joining] = {"start": "first", "end": "last", "seconds": "s
 
 @dataclass
 class Working:
-    """Each worker's seconds, in all and window by window; ``step`` and ``wall_s`` are those of the line before.
+    """Each worker's seconds, in all and by window; ``step`` and ``wall_s`` are those of the line before.
 
     At most ``2 * limit`` windows are kept for each worker.
     """
@@ -36,7 +36,7 @@ class Working:
 
     def add(self, lines: Columns, validation_s: Numbers) -> None:
         """Take training lines; ``validation_s`` is what validations took between each and the line before."""
-        walls, steps = lines.column("wall_s"), lines.column("step")
+        walls, steps = _rising(lines.column("wall_s"), self.wall_s), _known(lines.column("step"), self.step)
         starts = np.r_[self.wall_s, walls[:-1]]
         # A step that is taken again after a failure is not taken a negative number of times.
         taken = np.maximum(np.diff(steps, prepend=self.step), 0.0)
@@ -68,11 +68,20 @@ class Working:
                 yield name, float(start), float(end), seconds
 
 
+def _known(column: Numbers, before: float) -> Numbers:
+    """Return a column with what is missing as it was before."""
+    return np.where(np.isfinite(column), column, before)
+
+
+def _rising(column: Numbers, before: float) -> Numbers:
+    return np.maximum.accumulate(np.maximum(_known(column, before), before))
+
+
 def synchronous(per_step: Numbers, steps: Numbers) -> Numbers:
     """Return seconds of shape (lines, workers, uses) where all workers meet in every step.
 
     ``per_step`` has shape (lines, workers, phases); ``steps`` are those since the line before. The exchange
-    takes as long as it took the worker that came last; what the others needed beyond that, they waited for it.
+    takes as long as it took the worker that came last; what the others needed beyond that was waiting.
     """
     data, forward, backward, communication, update = np.moveaxis(per_step, 2, 0)
     exchange = np.broadcast_to(communication.min(axis=1, keepdims=True), communication.shape)
@@ -89,8 +98,8 @@ def synchronous(per_step: Numbers, steps: Numbers) -> Numbers:
 def through_server(workers: Workers, length: Numbers, causes: Numbers, dropped: Numbers) -> Numbers:
     """Return seconds of shape (lines, workers, uses) through a parameter server.
 
-    ``length`` is each line's time without validations, ``causes`` (lines, causes) the seconds that all workers
-    waited, ``dropped`` each worker's drops until the first line. Of the time that a worker did not wait, each
+    ``length`` is each line's time without validations, ``causes`` (lines, causes) the seconds that all
+    workers waited, ``dropped`` each worker's drops until the first line. Of the time that a worker did not wait, each
     gradient that was dropped takes what a gradient takes.
     """
     assert workers.times is not None  # lines of a server have them
