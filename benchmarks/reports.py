@@ -107,8 +107,10 @@ def _report(run: Path) -> dict[str, float]:
         watched, peak, spent = psutil.Process(process.pid), 0, 0.0
         while process.poll() is None:
             try:
-                peak = max(peak, watched.memory_info().rss)
-                spent = sum(watched.cpu_times()[:2])
+                everybody = [watched, *watched.children(recursive=True)]
+                peak = max(peak, sum(each.memory_info().rss for each in everybody))
+                # Of processes that have ended as well.
+                spent = sum(watched.cpu_times()[:4])
             except psutil.NoSuchProcess:
                 break
             time.sleep(POLL_S)

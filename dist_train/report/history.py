@@ -82,7 +82,7 @@ def attempts(events: Iterable[Event]) -> list[Attempt]:
 
 @dataclass(frozen=True)
 class History:
-    """The attempts beside the track; ``walls``: the wall time that each attempt began at, and the last one."""
+    """The attempts beside the track; ``walls``: the wall time that each attempt began at, and the last."""
 
     attempts: Sequence[Attempt]
     track: Track

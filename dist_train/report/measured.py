@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from dist_train.layout import EVENTS, METRICS
-from dist_train.report.columns import Columns, Gatherer
+from dist_train.report.columns import Columns
 from dist_train.report.goodput import Interruptions, Spent, spent
 from dist_train.report.happenings import Happenings, number
 from dist_train.report.history import History, attempts, track
-from dist_train.report.reading import Reader, Record, without_collector
+from dist_train.report.parts import blocks
+from dist_train.report.reading import Reader, Record
 from dist_train.report.thinning import Joining, Numbers, Thinned
 from dist_train.report.working import CAUSES, Working
 
@@ -22,8 +23,6 @@ Axis = Literal["samples", "step", "wall_s"]
 AXES: tuple[Axis, ...] = ("samples", "step", "wall_s")
 # What places a measure, or is made into something else than a curve.
 NO_CURVE = {*AXES, "seconds", *CAUSES}
-# Lines that are taken apart together.
-BLOCK = 4096
 _CURVE: Mapping[str, Joining] = {
     **dict.fromkeys(AXES, "last"),
     "total": "sum",
@@ -111,22 +110,16 @@ class Measured:
 def measure(label: str, directory: Path, points: int) -> Measured:
     """Read what there is of a run's records; each curve has at most ``2 * points`` stretches."""
     found = Measured(label, directory, Working(limit=1))
-    events, lines = Reader(directory / EVENTS), Reader(directory / METRICS)
+    events = Reader(directory / EVENTS)
     for event in events.each(found.happenings.wants):
         found.happenings.add(event)
     starts = found.happenings.starts
     found.working.step = number(starts[0].get("step")) if starts else 0.0
-    gathered = Gatherer()
-    with without_collector():
-        for line in lines.each():
-            if not gathered.add(line):
-                found.damaged += 1
-                continue
-            found.last = line
-            if gathered.size == BLOCK:
-                _take(found, gathered.take(), points)
-    _take(found, gathered.take(), points)
-    found.damaged += events.damaged + lines.damaged
+    found.damaged = events.damaged
+    for block in blocks(directory / METRICS):
+        found.damaged += block.damaged
+        found.last = block.last or found.last
+        _take(found, block.by_kind, points)
     return found
 
 
@@ -135,7 +128,7 @@ def _take(found: Measured, by_kind: Mapping[str, Columns], points: int) -> None:
     for lines in filter(None, (training, validation)):
         found.lines += len(lines.at)
         _draw_out(lines, found.training if lines is training else found.validation, points)
-        found.passed.add(**{axis: lines.column(axis) for axis in AXES})
+    _pass_by(found, list(by_kind.values()))
     if validation is not None:
         took = np.nan_to_num(validation.column("seconds"))
         found.validation_s += float(took.sum())
@@ -146,6 +139,14 @@ def _take(found: Measured, by_kind: Mapping[str, Columns], points: int) -> None:
         found.working.add(training, _validation_before(found, training, validation))
     elif validation is not None:
         found.since_line_s += float(took.sum())
+
+
+def _pass_by(found: Measured, several: Sequence[Columns]) -> None:
+    """Remember where lines of all kinds lie, in their order."""
+    if several:
+        order = np.argsort(np.concatenate([lines.at for lines in several]))
+        on_axes = {axis: np.concatenate([lines.column(axis) for lines in several])[order] for axis in AXES}
+        found.passed.add(**on_axes)
 
 
 def _draw_out(lines: Columns, curves: dict[str, Curve], points: int) -> None:

@@ -54,7 +54,8 @@ def _working(run: Measured, history: History, process: int) -> Iterator[TraceEve
     """Fill each window with the worker's uses of it, one after the other."""
     tracks = {name: FIRST_WORKER + place for place, name in enumerate(run.working.totals)}
     for name, start, end, seconds in run.working.shown():
-        at = history.clock_of(end) - (end - start)
+        # What a window begins with, a validation say, is on the run's own track.
+        at = history.clock_of(end) - min(float(seconds.sum()), end - start)
         for use, length in zip(BY_LINE, seconds, strict=True):
             # What was measured may exceed the window by rounding; tracks must not overlap.
             length = min(float(length), history.clock_of(end) - at)

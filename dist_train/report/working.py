@@ -99,8 +99,8 @@ def through_server(workers: Workers, length: Numbers, causes: Numbers, dropped: 
     """Return seconds of shape (lines, workers, uses) through a parameter server.
 
     ``length`` is each line's time without validations, ``causes`` (lines, causes) the seconds that all
-    workers waited, ``dropped`` each worker's drops until the first line. Of the time that a worker did not wait, each
-    gradient that was dropped takes what a gradient takes.
+    workers waited, ``dropped`` each worker's drops until the first line. Of the time that a worker
+    did not wait, each gradient that was dropped takes what a gradient takes.
     """
     assert workers.times is not None  # lines of a server have them
     waiting = np.clip(workers.figures[:, :, 0], 0.0, 1.0) * length[:, None]

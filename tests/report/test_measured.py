@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dist_train.report import measured
+from dist_train.report import parts
 from dist_train.report.measured import measure
 from tests.report.conftest import TIMES, MakeRun, train, validation
 
@@ -63,7 +63,7 @@ def test_validations_count_for_the_next_line_even_in_another_block(
     lines = [train(10, 1.0, workers=[member]), validation(10, 1.3), train(20, 2.3, workers=[member])]
     run = make_run(metrics=lines)
     for block in (1, 2, 10):
-        monkeypatch.setattr(measured, "BLOCK", block)
+        monkeypatch.setattr(parts, "BLOCK", block)
         spent = measure("run", run, 10).spent()["0"]
         assert spent["computation"] == pytest.approx(2.3 - 0.25)
 
