@@ -165,7 +165,7 @@ def _marks(axes: Axes, marks: Sequence[Mark], axis: Axis, divisor: float) -> Non
         place = mark.at[axis] / divisor
         axes.axvline(place, color=colour, linewidth=0.7, alpha=0.55, linestyle=(0, (3, 2)))
         axes.plot(place, 1.035, GLYPHS[mark.kind], transform=axes.get_xaxis_transform(), color=colour,
-                  markersize=4.5, markeredgewidth=0.5, markeredgecolor=PAPER, clip_on=False)  # fmt: skip
+                  markersize=6, markeredgewidth=0.5, markeredgecolor=PAPER, clip_on=False)  # fmt: skip
 
 
 def _legend(chart: Chart, marks: Sequence[Mark]) -> list[Line2D]:
