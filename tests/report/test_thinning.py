@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.report.thinning import Joining, Thinned
@@ -46,6 +46,7 @@ def test_of_what_does_not_fit_neighbours_join() -> None:
 whole_numbers = st.lists(st.integers(-1000, 1000).map(float), min_size=1, max_size=300)
 
 
+@settings(deadline=None)
 @given(whole_numbers, st.integers(1, 20), st.integers(1, 9))
 def test_it_is_short_and_loses_neither_extremes_nor_sums(
     values: list[float], limit: int, blocks: int
@@ -59,6 +60,7 @@ def test_it_is_short_and_loses_neither_extremes_nor_sums(
     assert table.column("at")[-1] == len(values) - 1
 
 
+@settings(deadline=None)
 @given(whole_numbers, st.integers(1, 20), st.integers(2, 9))
 def test_it_does_not_matter_in_which_blocks_rows_come(values: list[float], limit: int, blocks: int) -> None:
     one, several = filled(values, limit, 1), filled(values, limit, blocks)
