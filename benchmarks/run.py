@@ -20,6 +20,7 @@ from benchmarks import (
     codistillation,
     machine,
     memory,
+    reports,
     scaling,
     server_speed,
     start_up,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
     "memory": (memory.measure, 2),
     "codistilled": (lambda rounds: codistillation.measure("resnet", rounds), 8),
     "codistilled_mlp": (lambda rounds: codistillation.measure("mlp", rounds), 8),
+    "report": (reports.measure, 3),
 }
 
 
@@ -88,6 +90,9 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         for loaders in sorted({name.rpartition("_")[2] for name in rounds}):
             pair = {name: rounds[name] for name in rounds if name.endswith(f"_{loaders}")}
             yield from _table(f"time of a batch / plain_{loaders}", ratios(pair, f"plain_{loaders}"))
+    for kind, measured in result.get("report", {}).items():
+        figures = {name: spread(numbers) for name, numbers in measured.items()}
+        yield from _table(f"report of {result['lines']:,} lines, {kind}", figures)
     yield from report_server(result)
     yield from report_codistilled(result)
 

@@ -58,6 +58,19 @@ Teachers = Annotated[
     list[Path],
     typer.Option("--teacher", metavar="RUN_DIR", help="A run that is done; may be given several times."),
 ]
+AnyRunDirs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN_DIR", help="Directories of runs that are done, going on, or broken off."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE_OR_DIR",
+        help="Where to write: a directory, or a page that ends in .html. "
+        "Default: RUN_DIR/report, and with several runs ./report.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved configuration and the arithmetic, then exit.")
 ]
@@ -157,6 +170,22 @@ def evaluate(run_dirs: RunDirs, as_json: AsJson = False) -> None:
 
     report = measured(run_dirs)
     typer.echo(to_json(report.record(), indent=2) if as_json else report.text())
+
+
+@app.command(short_help="Write a page of charts about runs, side by side.")
+def report(run_dirs: AnyRunDirs, output: Output = None) -> None:
+    """Write a page about runs, side by side: curves, where the time went, faults, and settings that differ.
+
+    The page needs no network. Beside it are the charts as PNG, and trace.json, a timeline of the workers that
+    ui.perfetto.dev opens. Exit status: 0 done, 2 where a directory is that of no run.
+    """
+    from dist_train.report import report as written
+
+    files = written(run_dirs, output)
+    typer.echo(f"page      {files.page}")
+    typer.echo(f"timeline  {files.trace}")
+    if files.images:
+        typer.echo(f"charts    {len(files.images)} PNG files in {files.images[0].parent}")
 
 
 @app.command(short_help="List and verify a run's checkpoints.")

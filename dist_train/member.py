@@ -93,9 +93,11 @@ def serve(config: Config, connection: Connection, run: RunOfAll, open_server: Op
         learner = member.learner
         turn.figures = lambda: replica.with_lessons(learner.figures())
         replica.take_newest(turn.version.number)
-        train(member)
-        replica.settle()
-        replica.close()
+        try:
+            train(member)
+            replica.settle()
+        finally:
+            replica.close()
         learner.close()
         collective.barrier()
 

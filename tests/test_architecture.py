@@ -30,6 +30,7 @@ LAUNCHER_SIDE = (
     "dist_train.runtime.ray_cluster",
     "dist_train.config",
     "dist_train.tasks",
+    "dist_train.report",
 )
 # Tests that are about no single module.
 OF_NO_MODULE = {
@@ -231,6 +232,7 @@ class TestImports:
             ("core", ("runtime", "watch", "worker", "tasks")),
             ("watch", ("worker", "tasks")),
             ("evaluate", ("couplings", "exchange", "member", "optimizers", "replay", "worker")),
+            ("report", ("core", "couplings", "exchange", "member", "replica", "runtime", "tasks", "worker")),
             # Arithmetic on tensors alone.
             ("evaluate.predictions", ("",)),
         ],

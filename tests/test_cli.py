@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dist_train import cli
+from dist_train import cli, report
 from dist_train.config import load_config
 from dist_train.errors import ConfigError
 from dist_train.runtime import start, submit
@@ -147,6 +147,32 @@ def test_checkpoints_prints_a_line_for_each_and_fails_if_one_is_damaged(
     assert command("checkpoints", "runs/x") == 1
 
 
+def test_report_passes_everything_on_and_says_where_to_look(
+    command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def written(run_dirs: list[Path], output: Path | None) -> report.Written:
+        asked.append((run_dirs, output))
+        return report.Written(Path("out/report.html"), Path("out/trace.json"), (Path("out/loss.png"),))
+
+    monkeypatch.setattr(report, "report", written)
+    assert command("report", "runs/a", "runs/b", "--output", "out") == 0
+    assert asked == [([Path("runs/a"), Path("runs/b")], Path("out"))]
+    assert capsys.readouterr().out.splitlines() == [
+        "page      out/report.html",
+        "timeline  out/trace.json",
+        "charts    1 PNG files in out",
+    ]
+
+
+def test_a_report_on_what_is_no_run_is_refused(
+    command: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command("report", str(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith(f"dist-train: {tmp_path}: no run directory")
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -157,6 +183,7 @@ def test_checkpoints_prints_a_line_for_each_and_fails_if_one_is_damaged(
         ["checkpoints"],
         ["evaluate"],
         ["distill", "a.yaml"],
+        ["report"],
         ["submit", "a.yaml"],
     ],
 )
@@ -165,7 +192,7 @@ def test_wrong_usage_is_status_2(command: Run, requests: list[Request], words: l
     assert requests == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"], ["report", "--help"]])
 def test_help_imports_neither_torch_nor_ray(words: list[str]) -> None:
     probe = (
         f"import sys\nfrom dist_train.cli import main\nsys.argv = ['dist-train', *{words}]\n"
@@ -173,7 +200,7 @@ def test_help_imports_neither_torch_nor_ray(words: list[str]) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert answer.stdout.splitlines()[-1] == "[]"
-    assert ("RUN_DIR" if words[0] == "evaluate" else "Train any PyTorch model") in answer.stdout
+    assert ("RUN_DIR" if words[0] in ("evaluate", "report") else "Train any PyTorch model") in answer.stdout
 
 
 @pytest.mark.processes

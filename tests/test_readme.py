@@ -94,7 +94,7 @@ def test_every_command_runs_as_printed(clone):
     skipped = ELSEWHERE.keys() | DRY | STUDENTS
     printed = {command: run(command, clone) for command in commands() if command not in skipped}
     assert len(printed) >= 5
-    first, from_python, dry, _, resumed, checkpoints, evaluated = printed.values()
+    first, from_python, dry, _, resumed, checkpoints, evaluated, reported = printed.values()
     accuracy = re.search(r"validation +accuracy ([\d.]+)%", first)
     assert float(accuracy[1]) >= 99
     assert from_python.splitlines()[-1].startswith("done {")
@@ -106,6 +106,7 @@ def test_every_command_runs_as_printed(clone):
         "runs/by-torchrun",
         "replica_0",
     ]
+    assert reported.startswith("page      runs/side-by-side/report.html")
     (arithmetic,) = (text for _, text in blocks("text") if text.startswith("# global batch"))
     assert arithmetic in dry
     described = re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE)

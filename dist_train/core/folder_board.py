@@ -1,7 +1,8 @@
 """The board as a folder on a file system that all replicas share (Anil et al. 2018, section 2.1).
 
-A post is two files, ``replica_0/000000000050.safetensors`` and beside it the size and the SHA-256 that it
-must have. The second, renamed into place once the first is whole, is what makes it a post.
+A post is two files: the tensors, under a name of their own, and ``replica_0/000000000050.json``, which names
+them and the size and the SHA-256 that they must have. The second, renamed into place once the first is whole,
+is what makes it a post; so two groups that post one version at once cannot mix theirs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import secrets
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -35,6 +37,15 @@ class FolderBoard:
         self._folder = folder
         self._keep = keep
 
+    def begin(self, replica: int, updates: int) -> None:
+        """Take down later posts, unless all are kept, and what a killed process has left of one."""
+        kept = [each for each in self._versions(replica) if each <= updates or self._keep == "all"]
+        named = {self._file(replica, version) for version in kept}
+        notes = {self._note(replica, version) for version in kept}
+        for found in self._place(replica).glob("*"):
+            if found not in named | notes:
+                found.unlink(missing_ok=True)
+
     def post(self, replica: int, version: int, tensors: Mapping[str, Tensor]) -> None:
         place = self._place(replica)
         place.mkdir(exist_ok=True)
@@ -43,16 +54,20 @@ class FolderBoard:
         draft, note = place / f"{name}.draft", place / f"{name}.note"
         try:
             record = write_tensors(draft, tensors)
-            draft.rename(self._file(replica, version))
-            note.write_text(json.dumps(asdict(record)))
+            content = place / f"{version:012d}{name}.safetensors"
+            draft.rename(content)
+            before = self._file(replica, version)
+            note.write_text(json.dumps({**asdict(record), "file": content.name}))
             note.rename(self._note(replica, version))
+            before.unlink(missing_ok=True)
         finally:
             draft.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
         if self._keep != "all":
             for old in self._versions(replica)[: -self._keep]:
+                content = self._file(replica, old)
                 self._note(replica, old).unlink(missing_ok=True)
-                self._file(replica, old).unlink(missing_ok=True)
+                content.unlink(missing_ok=True)
 
     def newest(self, replica: int) -> int | None:
         return max(self._versions(replica), default=None)
@@ -60,7 +75,9 @@ class FolderBoard:
     def read(self, replica: int, version: int) -> dict[str, Tensor]:
         file = self._file(replica, version)
         try:
-            record = FileRecord(**json.loads(self._note(replica, version).read_text()))
+            noted = json.loads(self._note(replica, version).read_text())
+            del noted["file"]
+            record = FileRecord(**noted)
             with file.open("rb") as content:
                 found = hashlib.file_digest(content, "sha256").hexdigest()
             if found != record.sha256:
@@ -76,7 +93,11 @@ class FolderBoard:
         return self._folder / f"replica_{replica}"
 
     def _file(self, replica: int, version: int) -> Path:
-        return self._place(replica) / f"{version:012d}.safetensors"
+        """Return what the post's note names; without a note, a place where there is nothing."""
+        name = f"{version:012d}.safetensors"
+        with suppress(OSError, ValueError, KeyError):
+            name = json.loads(self._note(replica, version).read_text())["file"]
+        return self._place(replica) / name
 
     def _note(self, replica: int, version: int) -> Path:
         return self._place(replica) / f"{version:012d}.json"

@@ -9,32 +9,32 @@ from dist_train.exchange.collective import Collective
 
 
 class Lessons:
-    """Sums up one worker's part of the agreement, on the device, over the updates that had teachers."""
+    """Sums up one worker's agreement, on the device, over the batches that had teachers, by their shares."""
 
     def __init__(self, device: torch.device) -> None:
         self._sum = torch.zeros((), dtype=torch.float64, device=device)
-        self._updates = 0
-        self._under_way = False
+        self._shares = 0.0
 
     def agreed(self, loss: Tensor, share: float) -> None:
         """Take note of the agreement on a batch that holds ``share`` of the update's samples."""
         self._sum += loss.double() * share
-        self._under_way = True
-
-    def update_made(self) -> None:
-        self._updates += self._under_way
-        self._under_way = False
+        self._shares += share
 
     def own(self) -> float | None:
-        """Return this worker's part of the mean since the last report; None if nothing was taught."""
-        return self._mean(self._sum)
+        """Return this worker's mean since the last report; None if it was taught nothing."""
+        return self._mean(self._taken())
 
     def of_all(self, collective: Collective) -> float | None:
         """Return the mean since the last report over all workers, who call it together."""
-        return self._mean(collective.gather(self._sum.reshape(1)).sum())
+        return self._mean(collective.gather(self._taken()).sum(dim=0))
 
-    def _mean(self, total: Tensor) -> float | None:
-        found, updates = float(total), self._updates
+    def _taken(self) -> Tensor:
+        """Return the sum and the shares since the last report, and begin anew."""
+        taken = torch.stack([self._sum, torch.full_like(self._sum, self._shares)])
         self._sum.zero_()
-        self._updates = 0
-        return found / updates if updates else None
+        self._shares = 0.0
+        return taken
+
+    def _mean(self, taken: Tensor) -> float | None:
+        total, shares = taken.tolist()
+        return total / shares if shares else None

@@ -33,10 +33,12 @@ class Peers:
         same_update = updates == self._place[0]
         self._place = (updates, self._place[1] + 1 if same_update else 0)
         sent = scores.float().cpu().contiguous().numpy()
-        return [
-            torch.from_numpy(np.frombuffer(each, np.float32).reshape(sent.shape).copy()).to(scores.device)
+        found = [
+            torch.from_numpy(np.frombuffer(each, np.float32).reshape(sent.shape).copy())
             for each in self._swap(self._place, sent.tobytes())
         ]
+        # One that has come apart must not take the others along.
+        return [each.to(scores.device) for each in found if bool(torch.isfinite(each).all())]
 
     def after(self, updates: int) -> None:
         del updates

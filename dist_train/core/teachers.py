@@ -7,6 +7,7 @@ once all have it they change over together.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -21,7 +22,7 @@ from dist_train.config.schema import Codistill
 from dist_train.core.checkpoint import Part
 from dist_train.core.staging import Side
 from dist_train.core.state import load_tensors, unique_tensors
-from dist_train.core.tensor_files import snapshot
+from dist_train.core.tensor_files import non_finite, snapshot
 from dist_train.errors import TrainingError
 from dist_train.exchange.board import Board
 from dist_train.exchange.collective import Collective
@@ -123,11 +124,13 @@ class PostedTeachers:
         self._own_newest = NONE
         self._posting: Future[None] | None = None
         self._copy: dict[str, Tensor] = {}
-        self._updates = 0
+        self._updates = self._began = 0
 
     def begin(self, model: nn.Module, updates: int) -> None:
         self._model = model
-        self._updates = updates
+        self._updates = self._began = updates
+        if self._among.leads and self._among.turn == 0:
+            self._board.begin(self._among.replica, updates)
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
@@ -163,7 +166,8 @@ class PostedTeachers:
         among = self._among
         # Before the burn-in is over it has nothing to teach.
         ripe = among.leads and updates >= self._terms.burn_in
-        if ripe and posts(before, updates, interval, among.turn, self._own_newest):
+        newest = max(self._own_newest, self._terms.burn_in, self._began)
+        if ripe and posts(before, updates, interval, among.turn, newest):
             self._post(updates)
         if self._follows is not None:
             for name, version in self._follows.script.after(updates):
@@ -181,7 +185,13 @@ class PostedTeachers:
                 return
             self._tell_failed_post(updates)
         self._copy = snapshot(unique_tensors(self._model), self._copy)
-        self._posting = self._background.submit(self._board.post, self._among.replica, updates, self._copy)
+        self._posting = self._background.submit(self._put_up, updates, self._copy)
+
+    def _put_up(self, updates: int, tensors: Mapping[str, Tensor]) -> None:
+        """Post, unless it would make others predict NaN."""
+        if bad := non_finite(tensors):
+            raise TrainingError(f"update {updates}: {bad[0]} holds NaN or infinity, so nothing is posted")
+        self._board.post(self._among.replica, updates, tensors)
 
     def _tell_failed_post(self, updates: int) -> None:
         if self._posting is not None and (error := self._posting.exception()) is not None:
@@ -274,14 +284,23 @@ class PostedTeachers:
         return {name: desk.version for name, desk in self._desks.items() if desk.model is not None}
 
     def take_newest(self, updates: int) -> None:
-        """Take up at once what is on the board: in the beginning, when nobody trains yet."""
+        """Take up at once what is on the board, before the first update; all workers of a group together."""
+        found = self._scan() if self._among.leads else {}
+        chosen = json.loads(self._collective.tell(json.dumps(found).encode()))
         for name, desk in self._desks.items():
-            if (newest := self._board.newest(name)) is None:
-                continue
-            try:
-                self._seat(desk, newest, self._board.read(name, newest))
-            except TrainingError as error:
-                self.on_event({"event": "teacher_unreadable", "step": updates, "warning": str(error)})
+            if (version := chosen.get(str(name))) is not None:
+                self._take(updates, name, desk, version)
+
+    def _take(self, updates: int, name: int, desk: _Desk, version: int) -> None:
+        """Take up a version, if all workers of the group can read it."""
+        tensors = None
+        try:
+            tensors = self._board.read(name, version)
+        except TrainingError as error:
+            self.on_event({"event": "teacher_unreadable", "step": updates, "warning": str(error)})
+        readable = self._collective.gather(torch.tensor([float(tensors is not None)]))
+        if tensors is not None and bool(readable.all()):
+            self._seat(desk, version, tensors)
 
     def part(self) -> Part:
         """Return the teachers for a checkpoint, with their versions."""

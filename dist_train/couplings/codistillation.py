@@ -46,9 +46,6 @@ class Record(Protocol):
     def agreed(self, loss: Tensor, share: float) -> None:
         """Take note of the agreement on a batch that holds ``share`` of the update's samples."""
 
-    def update_made(self) -> None:
-        """Take note that an update ends here."""
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -97,7 +94,6 @@ class Codistillation:
 
     def update(self, apply: Apply) -> None:
         self._inside.update(apply)
-        self._record.update_made()
         self._teachers.after(self._progress.after())
 
     def observe(self, metrics: Mapping[str, float]) -> None:

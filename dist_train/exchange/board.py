@@ -18,6 +18,9 @@ KEPT = 3
 
 
 class Board(Protocol):
+    def begin(self, replica: int, updates: int) -> None:
+        """Take down what a replica that begins after ``updates`` posted in a life that is undone."""
+
     def post(self, replica: int, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Put up a snapshot: parameters and buffers, on the CPU; raises OSError where it cannot be kept."""
 
@@ -34,6 +37,11 @@ class MemoryBoard:
     def __init__(self) -> None:
         self._posts: dict[int, dict[int, dict[str, Tensor]]] = {}
         self._lock = threading.Lock()
+
+    def begin(self, replica: int, updates: int) -> None:
+        with self._lock:
+            posts = self._posts.get(replica, {})
+            self._posts[replica] = {version: post for version, post in posts.items() if version <= updates}
 
     def post(self, replica: int, version: int, tensors: Mapping[str, Tensor]) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import torch
@@ -48,12 +49,14 @@ class GroupServer:
         """Push once all shares are written; finite only if every share and every worker's loss is."""
         mean = self.memory.statistics.clone()
         mean_in_place(self._collective, [mean])
-        told = torch.tensor([float(push.finite), push.loss, push.agreement or 0.0], dtype=torch.float64)
+        agreement = math.nan if push.agreement is None else push.agreement
+        told = torch.tensor([float(push.finite), push.loss, agreement], dtype=torch.float64)
         finite, losses, agreements = self._collective.gather(told).unbind(dim=1)
         bad = tuple((~torch.isfinite(losses)).nonzero().flatten().tolist())
         whole = replace(push, finite=bool(finite.all()), loss=float(losses.sum()), not_finite=bad)
-        if push.agreement is not None:
-            whole = replace(whole, agreement=float(agreements.sum()))
+        taught = agreements[~agreements.isnan()]
+        if len(taught):
+            whole = replace(whole, agreement=float(taught.mean()))
         if not self._leads:
             return self._told(None)
         # Nobody reads them there before the push: what is shared is only the leader's to write.

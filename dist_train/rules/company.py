@@ -29,6 +29,8 @@ class _Standing:
     heard: float = 0.0
     expected: float = 0.0
     gone: bool = False
+    # Waited for in vain, and not heard of since.
+    silent: bool = False
 
 
 class Company:
@@ -41,20 +43,22 @@ class Company:
     def heard(self, replica: int, place: Place, now: float) -> None:
         """Take note that a replica is at a place: earlier than before if it has been started again."""
         standing = self._standings[replica]
-        standing.at, standing.heard, standing.gone = place, now, False
+        standing.at, standing.heard, standing.gone, standing.silent = place, now, False, False
 
     def gone(self, replica: int) -> None:
         """Take note that a replica has ended, or is to be started again."""
         self._standings[replica] = _Standing(gone=True)
 
-    def stance(self, teacher: int, place: Place, now: float) -> Stance:
-        """Say whether to wait for what a teacher predicts at ``place``, which it has not sent yet."""
+    def stance(self, teacher: int, place: Place, since: float, now: float) -> Stance:
+        """Say whether one that waits ``since`` is to wait on for a teacher at ``place``."""
         standing = self._standings[teacher]
-        if standing.gone or (standing.at is not None and standing.at >= place):
+        if standing.gone or standing.silent or (standing.at is not None and standing.at >= place):
             return "without"
-        return "wait" if now < self.until(teacher) else "without"
+        standing.silent = now >= self.until(teacher, since)
+        return "without" if standing.silent else "wait"
 
-    def until(self, teacher: int) -> float:
-        """Return until when a teacher is waited for if nothing is heard of it."""
+    def until(self, teacher: int, since: float) -> float:
+        """Return until when one that waits ``since`` waits for a teacher, if nothing is heard of it."""
         standing = self._standings[teacher]
-        return standing.expected if standing.at is None else standing.heard + self._patience_s
+        patient = max(standing.heard, since) + self._patience_s
+        return max(standing.expected, patient) if standing.at is None else patient

@@ -336,13 +336,12 @@ def start_local(home: Path, gpus: int = 0, object_store_bytes: int = OBJECT_STOR
             include_dashboard=False,
             object_store_memory=object_store_bytes,
             _node_ip_address="127.0.0.1",
-            _temp_dir=str(home),
+            _temp_dir=str(home / "ray"),  # Ray opens this folder to everybody
         )
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
         raise TrainingError(f"Ray does not start: {_line(error)}") from error
-    home.chmod(0o700)  # Ray has opened it to everybody
     return Cluster(address)
 
 

@@ -68,17 +68,18 @@ class Relay:
         """Hand in a worker's predictions; return those of the teachers that have come, in order."""
         meeting, here = self._meeting(rank), Place(*place)
         self._gone.discard(replica)
-        meeting.company.heard(replica, here, self._clock())
+        since = self._clock()
+        meeting.company.heard(replica, here, since)
         meeting.keep(replica, here, scores)
         meeting.tell()
         while True:
             found = {teacher: meeting.find(teacher, here) for teacher in teachers}
             missing = [teacher for teacher, sent in found.items() if sent is None]
             now = self._clock()
-            awaited = [each for each in missing if meeting.company.stance(each, here, now) == "wait"]
+            awaited = [each for each in missing if meeting.company.stance(each, here, since, now) == "wait"]
             if not awaited:
                 return [sent for sent in found.values() if sent is not None]
-            soonest = min(meeting.company.until(each) for each in awaited)
+            soonest = min(meeting.company.until(each, since) for each in awaited)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, soonest - now)):
                     await meeting.news.wait()

@@ -114,7 +114,9 @@ class _Run:
         if self._relay is not None:
             self._relay.gone(replica.number)
         if status in (DONE, INTERRUPTED, REFUSED) or self._deadline is not None:
-            replica.status = status if status >= 0 else FAILED
+            # One that was asked to stop before it could hear has nothing to save.
+            unheard = self._deadline is not None and status == -signal.SIGTERM
+            replica.status = INTERRUPTED if unheard else status if status >= 0 else FAILED
             return
         self._failed(replica, child, status, on_event)
 

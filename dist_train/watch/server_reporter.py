@@ -45,7 +45,7 @@ class Window:
         self.pushes += 1
         for phase in PHASES:
             self.seconds[phase] += push.seconds.get(phase, 0.0)
-        if push.agreement is not None:
+        if push.agreement is not None and push.teachers:
             self.agreements.append(push.agreement)
             oldest = min(version for _, version in push.teachers)
             self.teacher_age = max(self.teacher_age, push.version.number - oldest)

@@ -11,12 +11,12 @@ from dist_train.exchange.collective import Alone
 
 
 class Two(Alone):
-    """A group in which the other worker found twice as much."""
+    """A group in which the other worker has found 8 in shares of two updates."""
 
     workers = 2
 
     def gather(self, values: Tensor) -> Tensor:
-        return torch.stack([values, 2 * values])
+        return torch.stack([values, torch.tensor([8.0, 2.0], dtype=values.dtype)])
 
 
 def taught() -> Lessons:
@@ -24,7 +24,6 @@ def taught() -> Lessons:
     for parts in ([(1.0, 1.0)], [], [(2.0, 0.5), (4.0, 0.5)]):
         for loss, share in parts:
             lessons.agreed(torch.tensor(loss), share)
-        lessons.update_made()
     return lessons
 
 
@@ -32,8 +31,8 @@ def test_updates_without_teachers_do_not_count() -> None:
     assert taught().own() == pytest.approx((1.0 + 3.0) / 2)
 
 
-def test_the_workers_parts_are_added_up() -> None:
-    assert taught().of_all(Two()) == pytest.approx((1.0 + 3.0) / 2 * 3)
+def test_the_mean_is_over_all_workers_shares() -> None:
+    assert taught().of_all(Two()) == pytest.approx((1.0 + 3.0 + 8.0) / 4)
 
 
 def test_each_report_begins_anew() -> None:

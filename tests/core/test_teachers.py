@@ -198,6 +198,15 @@ class TestTogether:
         run(found, 10, 10)
         assert weights(found, 10) == [5.0]
 
+    def test_all_begin_with_what_the_leader_chose_or_none(self) -> None:
+        for other, expected in ((1.0, [5.0]), (0.0, [])):
+            board, group = MemoryBoard(), Beside()
+            board.post(1, 4, tensors(5.0))
+            found, _ = teachers(board, collective=group)
+            group.other = lambda own, other=other: [other]  # type: ignore[misc]
+            found.take_newest(3)
+            assert weights(found, 3) == expected
+
     def test_what_one_cannot_read_all_give_up(self) -> None:
         board, group = MemoryBoard(), Beside()
         found, _ = teachers(board, collective=group)
@@ -270,6 +279,15 @@ class TestPosting:
         run(found, 1, 1)
         found.settle()
         assert [event["event"] for event in events] == ["post_failed"]
+
+    def test_what_is_not_finite_is_told_of_and_not_posted(self) -> None:
+        board = MemoryBoard()
+        found, events = teachers(board)
+        found._model[0].weight.data.fill_(float("nan"))  # type: ignore[index, union-attr]
+        run(found, 1, 1)
+        found.settle()
+        assert board.newest(0) is None
+        assert "0.weight holds NaN or infinity" in events[0]["warning"]
 
     def test_a_board_that_refuses_is_told_of_and_tried_again(self) -> None:
         class Full(MemoryBoard):

@@ -98,12 +98,12 @@ def test_the_worker_whose_loss_is_not_finite_is_told(loss):
     assert (said.finite, said.not_finite) == (False, (1,))
 
 
-def test_the_agreement_with_teachers_is_that_of_all_shares():
+def test_the_agreement_with_teachers_is_the_mean_over_the_workers():
     words = Words()
     server = GroupServer(words, Scripted([torch.tensor([2.0]), SOUND]), leads=True)
     server.push(replace(PUSH, agreement=0.5, teachers=((1, 40),)))
     (said,) = words.said
-    assert (said.agreement, said.teachers) == (0.75, ((1, 40),))
+    assert (said.agreement, said.teachers) == (0.375, ((1, 40),))
 
 
 def test_the_buffers_handed_in_are_the_workers_mean():
