@@ -182,4 +182,6 @@ class UpdateHalf:
         self._optimizer.step()
 
     def clear(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        # The optimizer's own way takes many times as long, as it tells the profiler.
+        for parameter in self._parameters:
+            parameter.grad = None

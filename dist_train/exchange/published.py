@@ -96,7 +96,7 @@ class PublishedWriter:
                     return slot
 
     def _is_protected(self, slot: int) -> bool:
-        return any(hazard == 1 + slot for hazard in self._memory.hazards)
+        return 1 + slot in self._memory.hazards
 
     def _newest(self) -> Version:
         return version_of(self._memory.newest[0]) or Version(0, -1)

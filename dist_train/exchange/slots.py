@@ -33,7 +33,8 @@ class PublishedMemory:
         self.slots = [segment.tensor(torch.float32, start + slot * stride, size) for slot in range(slots)]
 
     def slot_of(self, stamp: int) -> int | None:
-        return next((slot for slot, found in enumerate(self.stamps) if found == stamp), None)
+        stamps = list(self.stamps)
+        return stamps.index(stamp) if stamp in stamps else None
 
 
 def slot_count(hazards: int) -> int:
