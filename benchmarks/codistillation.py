@@ -6,19 +6,13 @@ forward pass, without gradients; that of an exchange of predictions is nothing.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.machine import environment
-from benchmarks.runs import steady_speed
-from benchmarks.step_time import dist_train
+from benchmarks.runs import metrics_of, steady_speed
 from benchmarks.workload import BATCH, loss_of, make_columns, make_model
 
 STEPS = {"resnet": 150, "mlp": 100}
@@ -45,16 +39,8 @@ def measure(workload: str, rounds: int) -> dict[str, Any]:
 
 def _run(workload: str, *overrides: str) -> tuple[float, float]:
     """Train two replicas; return replica 0's steady samples per second, and its peak memory in MB."""
-    with tempfile.TemporaryDirectory() as temporary:
-        run = dist_train(workload, Path(temporary), *overrides)
-        ended = subprocess.run(
-            run.command, env=environment(), capture_output=True, text=True, check=False, timeout=600
-        )
-        if ended.returncode != 0:
-            raise RuntimeError(f"dist-train {' '.join(overrides)} failed:\n{ended.stderr[-2000:]}")
-        file = Path(temporary) / "run-dist_train" / "replica_0" / "metrics.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        return steady_speed(lines), max(line.get("memory_mb", 0.0) for line in lines)
+    lines = metrics_of(workload, *overrides, part="replica_0")
+    return steady_speed(lines), max(line.get("memory_mb", 0.0) for line in lines)
 
 
 def forward_share(workload: str, repeats: int = 15) -> float:

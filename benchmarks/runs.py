@@ -14,9 +14,15 @@ from benchmarks.step_time import dist_train
 
 
 def samples_per_s(workload: str, *overrides: str) -> float:
-    """Train ``workload`` with the configuration's ``overrides``; return the steady speed.
+    """Train ``workload`` with the configuration's ``overrides``; return the steady speed."""
+    return steady_speed(metrics_of(workload, *overrides))
 
-    Raises RuntimeError with the end of its output when the run fails.
+
+def metrics_of(workload: str, *overrides: str, part: str = "") -> list[dict[str, Any]]:
+    """Train ``workload`` with the configuration's ``overrides``; return the lines of its metrics.
+
+    ``part`` is the folder of one of several replicas. Raises RuntimeError with the end of its output when the
+    run fails.
     """
     with tempfile.TemporaryDirectory() as temporary:
         run = dist_train(workload, Path(temporary), *overrides)
@@ -30,7 +36,8 @@ def samples_per_s(workload: str, *overrides: str) -> float:
         )
         if ended.returncode != 0:
             raise RuntimeError(f"dist-train {' '.join(overrides)} failed:\n{ended.stdout[-2000:]}")
-        return steady_speed(map(json.loads, (Path(temporary) / "run-dist_train" / "metrics.jsonl").open()))
+        file = Path(temporary) / "run-dist_train" / part / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def steady_speed(lines: Iterable[Mapping[str, Any]]) -> float:

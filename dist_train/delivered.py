@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.config import Config, load_config
 from dist_train.errors import ConfigError
-from dist_train.layout import CONFIG, WEIGHTS, replica_folder
+from dist_train.layout import CONFIG, WEIGHTS, replica_folder, replica_folders
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,8 @@ def refuse_other_task(first: Delivered, second: Delivered) -> None:
 
 def _weights(run_dir: Path, config: Config) -> tuple[Path, ...]:
     """Name the files that there should be: one, or one in the folder of each replica."""
-    numbers = [
-        int(match[1])
-        for folder in run_dir.iterdir()
-        if folder.is_dir() and (match := re.fullmatch(r"replica_(\d+)", folder.name))
-    ]
-    replicas = max([config.parallel.replicas, *(number + 1 for number in numbers)])
-    if replicas == 1 and not numbers:
+    there = replica_folders(run_dir)
+    replicas = max([config.parallel.replicas, *(number + 1 for number in there)])
+    if replicas == 1 and not there:
         return (run_dir / WEIGHTS,)
     return tuple(run_dir / replica_folder(number) / WEIGHTS for number in range(replicas))

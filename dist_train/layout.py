@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 CONFIG = "config.yaml"
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
@@ -19,6 +22,19 @@ LOCK = "run.lock"
 BOARD = "board"
 
 
+_REPLICA = re.compile(r"replica_(\d+)")
+
+
 def replica_folder(number: int) -> str:
     """Return where one of several replicas has a run directory of its own."""
     return f"replica_{number}"
+
+
+def replica_folders(run_dir: Path) -> dict[int, Path]:
+    """Return the folders of several replicas that are there, by number, in order."""
+    found = {
+        int(match[1]): folder
+        for folder in run_dir.iterdir()
+        if (match := _REPLICA.fullmatch(folder.name)) and folder.is_dir()
+    }
+    return dict(sorted(found.items()))

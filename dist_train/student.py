@@ -15,6 +15,7 @@ from dist_train import tasks
 from dist_train.config import Config
 from dist_train.config.schema import Data, Distill
 from dist_train.core.data import made_alike, validation_batches, without_trouble
+from dist_train.core.lessons import Lessons
 from dist_train.core.seeds import generators_untouched, seed_all
 from dist_train.core.state import placed_model
 from dist_train.core.step import Numerics, outputs_of
@@ -53,9 +54,7 @@ class Student:
         self._config = config
         self._collective = collective
         self._teachers: tuple[Teacher, ...] = ()
-        # Of the agreement, and of the shares of updates in which it was found.
-        self._sum = torch.zeros((), dtype=torch.float64)
-        self._shares = 0.0
+        self._lessons: Lessons | None = None
 
     def coupled(self, inside: Coupling, task: Task, device: torch.device) -> Coupling:
         """Add what is learnt from the teachers to what couples the workers; raises ConfigError."""
@@ -63,9 +62,9 @@ class Student:
         if terms is None:
             return inside
         self._teachers = load_teachers(self._config, device)
-        self._sum = self._sum.to(device)
+        self._lessons = Lessons(device)
         models = [model for teacher in self._teachers for model in teacher.models]
-        return Distillation(inside, terms, models, outputs_of(task), self._note)
+        return Distillation(inside, terms, models, outputs_of(task), self._lessons.agreed)
 
     def refuse_unfit(self, pupil: Pupil) -> None:
         """Raise ConfigError where a teacher does not predict what the student learns to."""
@@ -74,17 +73,10 @@ class Student:
 
     def figures(self) -> dict[str, float]:
         """Return the mean agreement with the teachers since the last call; asked of all workers at once."""
-        if not self._teachers:
+        if self._lessons is None:
             return {}
-        own = torch.stack([self._sum, torch.full_like(self._sum, self._shares)])
-        total, shares = self._collective.gather(own).sum(dim=0).tolist()
-        self._sum.zero_()
-        self._shares = 0.0
-        return {"soft_loss": total / shares} if shares else {}
-
-    def _note(self, soft: Tensor, share: float) -> None:
-        self._sum += soft.double() * share
-        self._shares += share
+        soft = self._lessons.of_all(self._collective)
+        return {} if soft is None else {"soft_loss": soft}
 
 
 def load_teachers(config: Config, device: torch.device) -> tuple[Teacher, ...]:

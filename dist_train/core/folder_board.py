@@ -23,6 +23,7 @@ from torch import Tensor
 from dist_train.core.tensor_files import FileRecord, read_tensors, write_tensors
 from dist_train.errors import TrainingError
 from dist_train.exchange.board import KEPT
+from dist_train.layout import replica_folder
 
 
 class FolderBoard:
@@ -73,24 +74,25 @@ class FolderBoard:
         return max(self._versions(replica), default=None)
 
     def read(self, replica: int, version: int) -> dict[str, Tensor]:
-        file = self._file(replica, version)
+        file = self._place(replica) / f"{version:012d}.safetensors"
         try:
+            # One look at the note: another post of this version may replace it at any time.
             noted = json.loads(self._note(replica, version).read_text())
-            del noted["file"]
+            file = file.with_name(noted.pop("file"))
             record = FileRecord(**noted)
             with file.open("rb") as content:
                 found = hashlib.file_digest(content, "sha256").hexdigest()
             if found != record.sha256:
                 raise TrainingError(f"{file}: not the snapshot that replica {replica} posted; left out")
             return read_tensors(file)
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise TrainingError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
 
     def _versions(self, replica: int) -> list[int]:
         return sorted(int(note.stem) for note in self._place(replica).glob("[0-9]*.json"))
 
     def _place(self, replica: int) -> Path:
-        return self._folder / f"replica_{replica}"
+        return self._folder / replica_folder(replica)
 
     def _file(self, replica: int, version: int) -> Path:
         """Return what the post's note names; without a note, a place where there is nothing."""

@@ -1,4 +1,4 @@
-"""How far a replica's predictions were from its teachers', between two reports."""
+"""How far predictions were from the teachers', between two reports: of a replica, or of a student."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from dist_train.errors import TrainingError
 from dist_train.exchange.board import Board
 from dist_train.exchange.collective import Collective
 from dist_train.rules.teacher_script import Script
-from dist_train.rules.teaching import looks_every, passes, posts
+from dist_train.rules.teaching import looks_every, passes, posts, teaches
 
 NONE = -1
 _LOOK_AGAIN_S = 0.02
@@ -134,32 +134,30 @@ class PostedTeachers:
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
-        teachers = self._in_force(updates)
+        teachers = self.in_force(updates)
         foreseen, self._foreseen = self._foreseen, None
         if self._side is not None and foreseen is not None:
             self._side.before_compute()
             if foreseen.batch is batch and foreseen.teachers == teachers:
                 return foreseen.predictions
         with torch.no_grad():
-            return [self._predict(desk_model, batch) for _, desk_model in teachers]
+            return [self._predict(model, batch) for _, model in teachers]
 
     def _foresee(self, batch: Any) -> None:
         """Begin to predict a batch for the update after the one in the making."""
         assert self._side is not None
-        teachers = self._in_force(self._updates + 1)
+        teachers = self.in_force(self._updates + 1)
         with torch.no_grad(), self._side.after_compute():
             predicted = [self._predict(model, batch) for _, model in teachers]
         self._foreseen = _Foreseen(batch, teachers, predicted)
 
-    def in_force(self, updates: int) -> Sequence[nn.Module]:
-        """Return the models to agree with in the update after ``updates``; none while none is known."""
-        return [model for _, model in self._in_force(updates)]
+    def in_force(self, updates: int) -> list[tuple[int, nn.Module]]:
+        """Return the models to agree with in the update after ``updates``, each after its version."""
+        found = [(desk.version, desk.model) for desk in self._desks.values() if desk.model is not None]
+        return [(version, model) for version, model in found if self._is_young(version, updates)]
 
-    def _in_force(self, updates: int) -> list[tuple[int, nn.Module]]:
-        """Return them with their versions."""
-        oldest = updates - self._terms.max_age_in_force
-        desks = self._desks.values()
-        return [(desk.version, desk.model) for desk in desks if desk.model and desk.version >= oldest]
+    def _is_young(self, version: int, updates: int) -> bool:
+        return teaches(version, updates, self._terms.max_age_in_force)
 
     def after(self, updates: int) -> None:
         before, self._updates, interval = self._updates, updates, self._terms.interval
@@ -257,17 +255,15 @@ class PostedTeachers:
         self.on_event({"event": "teacher", "step": updates, "replica": name, "version": desk.version})
 
     def _seat(self, desk: _Desk, version: int, tensors: Mapping[str, Tensor]) -> None:
-        if desk.model is None:
-            desk.model = frozen_copy(self._model)
         if self._side is not None:
             # It may still be predicting with what is overwritten now.
             self._side.before_compute()
-        load_tensors(unique_tensors(desk.model), tensors)
+        desk.model = seated(desk.model, self._model, tensors)
         desk.version = desk.wanted = version
 
     def _tell_who_is_gone(self, updates: int) -> None:
         for name, desk in self._desks.items():
-            gone = desk.model is not None and updates - desk.version > self._terms.max_age_in_force
+            gone = desk.model is not None and not self._is_young(desk.version, updates)
             if gone and not desk.gone:
                 text = (
                     f"replica {name} has posted nothing for {updates - desk.version} updates "
@@ -333,6 +329,13 @@ class PostedTeachers:
 
     def close(self) -> None:
         self._background.shutdown(cancel_futures=False)
+
+
+def seated(teacher: nn.Module | None, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Give a teacher, made like the student where there is none yet, what another replica has posted."""
+    made = frozen_copy(student) if teacher is None else teacher
+    load_tensors(unique_tensors(made), tensors)
+    return made
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

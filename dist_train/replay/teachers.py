@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from dist_train.config import Config
 from dist_train.core.folder_board import FolderBoard
 from dist_train.core.lessons import Lessons
-from dist_train.core.state import load_tensors, unique_tensors
 from dist_train.core.step import outputs_of
-from dist_train.core.teachers import frozen_copy
+from dist_train.core.teachers import seated
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.layout import BOARD
+from dist_train.rules.teaching import teaches
 from dist_train.task import Task
 
 # Gives a replica's post of a version.
@@ -72,7 +72,7 @@ class RecordedTeachers:
         in_force = [
             self._seated(replica, version)
             for replica, version in self.versions.items()
-            if updates - version <= self._terms.max_age_in_force
+            if teaches(version, updates, self._terms.max_age_in_force)
         ]
         with torch.no_grad():
             return [self._outputs.by(teacher, batch) for teacher in in_force]
@@ -82,9 +82,7 @@ class RecordedTeachers:
 
     def _seated(self, replica: int, version: int) -> nn.Module:
         known, model = self._models.get(replica, (None, None))
-        if model is None:
-            model = frozen_copy(self._model)
-        if known != version:
-            load_tensors(unique_tensors(model), self._posts(replica, version))
+        if model is None or known != version:
+            model = seated(model, self._model, self._posts(replica, version))
             self._models[replica] = version, model
         return model

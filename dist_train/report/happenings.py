@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from dist_train.report.history import Event
-from dist_train.rules.staleness import Staleness
+from dist_train.report.history import Event, number
+from dist_train.rules.staleness import Staleness, over_windows
 
 Kind = Literal["failure", "restart", "shard", "refused", "straggler", "stop", "warning"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -160,25 +160,17 @@ def fault_of(event: Event, restarting: bool = False) -> Fault | None:
 
 
 def whole(histograms: Iterable[Event]) -> Staleness:
-    """Add up the histograms between validations; one that a resumed run makes again counts once."""
-    windows: list[tuple[float, float, Staleness]] = []
+    """Add up the histograms between validations; one that cannot be read is left out."""
+    return over_windows(_windows(histograms))
+
+
+def _windows(histograms: Iterable[Event]) -> Iterator[tuple[float, float, Staleness]]:
     for event in histograms:
         try:
             staleness = Staleness.from_json(event["gradients"])
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
-        since, step = number(event.get("since_step")), number(event.get("step"))
-        # The one at the end holds all of them.
-        windows = [window for window in windows if window[1] <= since]
-        windows.append((since, step, staleness))
-    found = Staleness()
-    for _, _, staleness in windows:
-        found = found.merged(staleness)
-    return found
-
-
-def number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+        yield number(event.get("since_step")), number(event.get("step")), staleness
 
 
 def _text(name: str, event: Event) -> str:

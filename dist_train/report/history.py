@@ -69,9 +69,9 @@ def attempts(events: Iterable[Event]) -> list[Attempt]:
     """Find the attempts in a run's events, in order."""
     found: list[Attempt] = []
     for event in events:
-        kind, clock = event.get("event"), _number(event.get("time"))
+        kind, clock = event.get("event"), number(event.get("time"))
         if kind == "start":
-            found.append(Attempt(clock, _number(event.get("step"))))
+            found.append(Attempt(clock, number(event.get("step"))))
         elif found and kind == "failure" and "member" not in event:
             found[-1] = Attempt(found[-1].clock, found[-1].step, failed=clock)
         elif found and kind == "restart":
@@ -125,5 +125,5 @@ class History:
         ]
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0

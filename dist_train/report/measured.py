@@ -12,8 +12,8 @@ import numpy as np
 from dist_train.layout import EVENTS, METRICS
 from dist_train.report.columns import Columns
 from dist_train.report.goodput import Interruptions, Spent, spent
-from dist_train.report.happenings import Happenings, number
-from dist_train.report.history import History, attempts, track
+from dist_train.report.happenings import Happenings
+from dist_train.report.history import History, attempts, number, track
 from dist_train.report.parts import blocks
 from dist_train.report.reading import Reader, Record
 from dist_train.report.thinning import Joining, Numbers, Thinned

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 import yaml
 
 from dist_train.errors import ConfigError
-from dist_train.layout import CONFIG, EVENTS, METRICS, SUMMARY
+from dist_train.layout import CONFIG, EVENTS, METRICS, SUMMARY, replica_folders
 from dist_train.watch.summary import read_summary
 
 # Any one of these makes a directory that of a run.
 OF_A_RUN = (CONFIG, METRICS, EVENTS, SUMMARY)
-_REPLICA = re.compile(r"replica_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _subject(directory: Path, label: str) -> Subject:
         configuration=text,
         settings=flat(_loaded(text)),
         summary=summary if isinstance(summary, dict) else {},
-        replicas=_replicas(directory),
+        replicas=replica_folders(directory),
     )
 
 
@@ -111,12 +109,3 @@ def _loaded(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return None
-
-
-def _replicas(directory: Path) -> dict[int, Path]:
-    found = {
-        int(match[1]): folder
-        for folder in directory.iterdir()
-        if (match := _REPLICA.fullmatch(folder.name)) and folder.is_dir()
-    }
-    return dict(sorted(found.items()))

@@ -50,7 +50,10 @@ class Company:
         self._standings[replica] = _Standing(gone=True)
 
     def stance(self, teacher: int, place: Place, since: float, now: float) -> Stance:
-        """Say whether one that waits ``since`` is to wait on for a teacher at ``place``."""
+        """Say whether one that waits ``since`` is to wait on for a teacher at ``place``.
+
+        A teacher that was waited for in vain counts as silent from then on.
+        """
         standing = self._standings[teacher]
         if standing.gone or standing.silent or (standing.at is not None and standing.at >= place):
             return "without"

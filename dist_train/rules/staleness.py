@@ -7,7 +7,7 @@ number of updates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class Staleness:
@@ -100,3 +100,19 @@ class Staleness:
     def from_json(cls, counts: Mapping[str, int]) -> Staleness:
         """Read what ``to_json`` returned; raises ValueError for anything else."""
         return cls({int(value): int(times) for value, times in counts.items()})
+
+
+def over_windows(windows: Iterable[tuple[float, float, Staleness]]) -> Staleness:
+    """Add up what was counted in windows: after which update each begins, with which it ends, its histogram.
+
+    One that begins earlier than others ended makes them undone: a resumed run counts as it went the last
+    time, and a window over all of it holds the rest.
+    """
+    kept: list[tuple[float, Staleness]] = []
+    for since, step, staleness in windows:
+        kept = [(end, counted) for end, counted in kept if end <= since]
+        kept.append((step, staleness))
+    found = Staleness()
+    for _, counted in kept:
+        found = found.merged(counted)
+    return found

@@ -67,6 +67,11 @@ def posts(before: int, after: int, interval: int, turn: int, newest: int) -> boo
     return passes(before, after, interval) and (turn == 0 or after - newest >= (1 + turn) * interval)
 
 
+def teaches(version: int, updates: int, max_age: int) -> bool:
+    """Say whether a snapshot of ``version`` is young enough to teach in the update after ``updates``."""
+    return updates - version <= max_age
+
+
 def rows_of(replica: int, replicas: int, size: int, seed: int) -> NDArray[np.int64]:
     """Return the rows of a training set of ``size`` that are a replica's own, in ascending order.
 

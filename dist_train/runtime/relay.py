@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,20 +28,21 @@ class _Meeting:
     """The workers of one rank: who is where, and what they have sent."""
 
     company: Company
-    sent: defaultdict[int, deque[tuple[Place, bytes]]] = field(default_factory=lambda: defaultdict(deque))
+    # By replica, and by place in the order of places.
+    sent: defaultdict[int, dict[Place, bytes]] = field(default_factory=lambda: defaultdict(dict))
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def find(self, replica: int, place: Place) -> bytes | None:
-        return next((scores for at, scores in reversed(self.sent[replica]) if at == place), None)
+        return self.sent[replica].get(place)
 
     def keep(self, replica: int, place: Place, scores: bytes) -> None:
         kept = self.sent[replica]
         # One that was started again says these anew.
-        while kept and kept[-1][0] >= place:
-            kept.pop()
-        kept.append((place, scores))
+        while kept and next(reversed(kept)) >= place:
+            kept.popitem()
+        kept[place] = scores
         while len(kept) > min(KEPT, max(2, KEPT_BYTES // max(1, len(scores)))):
-            kept.popleft()
+            del kept[next(iter(kept))]
 
     def tell(self) -> None:
         self.news.set()

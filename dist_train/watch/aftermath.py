@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_train.config.schema import Config
 from dist_train.layout import EVENTS, METRICS, SUMMARY
-from dist_train.rules.staleness import Staleness
+from dist_train.rules.staleness import Staleness, over_windows
 from dist_train.watch.records import lines_of, parse
 from dist_train.watch.summary import Summary, write_summary
 
@@ -54,15 +54,11 @@ def of_the_server(records: list[dict[str, Any]], events: list[dict[str, Any]]) -
     """Return what is known of the gradients: their counts by the last line, their staleness by the events."""
     lines = [record for record in records if record.get("kind") == "train"]
     last = lines[-1] if lines else {}
-    windows: list[dict[str, Any]] = []
-    for event in events:
-        if event["event"] == "staleness":
-            # After a resume, steps that were trained again count as they went the last time.
-            windows = [window for window in windows if window["step"] <= event["since_step"]]
-            windows.append(event)
-    staleness = Staleness()
-    for window in windows:
-        staleness = staleness.merged(Staleness.from_json(window["gradients"]))
+    staleness = over_windows(
+        (event["since_step"], event["step"], Staleness.from_json(event["gradients"]))
+        for event in events
+        if event["event"] == "staleness"
+    )
     fates = {fate: int(last.get(fate, 0)) for fate in ("computed", "applied", "dropped", "refused")}
     return {"gradients": fates, "staleness": staleness.summary()}
 

@@ -100,7 +100,7 @@ def teachers(
 
 
 def weights(found: PostedTeachers, updates: int) -> list[float]:
-    return [float(each[0].weight) for each in found.in_force(updates)]  # type: ignore[index]
+    return [float(each[0].weight) for _, each in found.in_force(updates)]  # type: ignore[index]
 
 
 def run(found: PostedTeachers, first: int, last: int) -> None:
@@ -137,7 +137,7 @@ class TestTakingUp:
         found, _ = teachers(board)
         board.post(1, 4, tensors(1.0, mean=3.0))
         run(found, 1, 3)
-        (teacher,) = found.in_force(3)
+        ((_, teacher),) = found.in_force(3)
         # (2 - 3) / sqrt(1 + 1e-5), whatever else is in the batch.
         assert float(teacher(torch.tensor([[2.0], [7.0]]))[0]) == pytest.approx(-1, abs=1e-4)
         assert float(teacher[1].running_mean) == 3.0  # type: ignore[index]
@@ -147,7 +147,7 @@ class TestTakingUp:
         found, _ = teachers(board)
         board.post(1, 4, tensors(1.0))
         run(found, 1, 3)
-        (teacher,) = found.in_force(3)
+        ((_, teacher),) = found.in_force(3)
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
     def test_a_step_does_not_wait_for_the_board(self) -> None:
@@ -336,7 +336,7 @@ class TestCheckpoints:
         resumed, _ = teachers(MemoryBoard())
         resumed.restore(found.part())
         assert weights(resumed, 3) == [5.0]
-        assert float(resumed.in_force(3)[0][1].running_mean) == 2.0  # type: ignore[index]
+        assert float(resumed.in_force(3)[0][1][1].running_mean) == 2.0  # type: ignore[index]
 
     def test_without_teachers_there_is_nothing_to_restore(self) -> None:
         found, _ = teachers(MemoryBoard())
@@ -417,7 +417,7 @@ class TestForesight:
         (expected,) = found.predictions(torch.zeros(2, 1), self.BATCH, 4)
         assert found.foresee is not None
         found.foresee(self.BATCH)
-        (teacher,) = found.in_force(4)
+        ((_, teacher),) = found.in_force(4)
         teacher.forward = None  # type: ignore[method-assign, assignment]
         (predicted,) = found.predictions(torch.zeros(2, 1), self.BATCH, 4)
         assert predicted.equal(expected)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_train.rules.staleness import Staleness
+from dist_train.rules.staleness import Staleness, over_windows
 
 values = st.lists(st.integers(min_value=0, max_value=40), max_size=120)
 
@@ -91,3 +91,17 @@ class TestParts:
 
     def test_a_histogram_is_written_in_rising_order(self) -> None:
         assert list(counted(10, 2, 2).to_json().items()) == [("2", 2), ("10", 1)]
+
+
+class TestWindows:
+    ONE, TWO, THREE = Staleness({0: 1}), Staleness({1: 2}), Staleness({2: 3})
+
+    def test_windows_that_follow_one_another_add_up(self):
+        assert over_windows([(0, 10, self.ONE), (10, 20, self.TWO)]) == Staleness({0: 1, 1: 2})
+
+    def test_what_a_resumed_run_makes_again_counts_as_the_last_time(self):
+        windows = [(0, 10, self.ONE), (10, 20, self.TWO), (10, 18, self.THREE)]
+        assert over_windows(windows) == Staleness({0: 1, 2: 3})
+
+    def test_a_window_over_all_of_it_holds_the_others(self):
+        assert over_windows([(0, 10, self.ONE), (10, 20, self.TWO), (0, 20, self.THREE)]) == self.THREE
