@@ -23,8 +23,8 @@ from benchmarks.workload import make_model
 STEPS = 40
 LARGE, SMALL = "mlp", "tiny"
 # How often each process needs memory of the parameters' size. A worker: the version that it computes on,
-# which lies with the shard, the gradient, and the gradient on its way. A shard: the newest version, the one in
-# the making, the momentum. The coordinator: what a killed shard is restored from, parameters and momentum.
+# which lies with the shard, the gradient, and the gradient on its way. A shard: the newest version, the one
+# in the making, the momentum. The coordinator: what a killed shard is restored from, parameters and momentum.
 NEEDS = {"worker": 3, "shard": 3, "coordinator": 2}
 
 

@@ -53,6 +53,10 @@ WorkingDir = Annotated[
     Path, typer.Option("--working-dir", metavar="DIR", help="What is sent along; CONFIG.yaml lies in it.")
 ]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Directories of runs that are done.")]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(metavar="STEP,...", help="Measure these checkpoints in place of what was delivered."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of the table.")]
 Teachers = Annotated[
     list[Path],
@@ -159,16 +163,17 @@ def replay(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
 
 
 @app.command(short_help="Measure what runs delivered, and how far two are apart.")
-def evaluate(run_dirs: RunDirs, as_json: AsJson = False) -> None:
+def evaluate(run_dirs: RunDirs, as_json: AsJson = False, checkpoints: Checkpoints = None) -> None:
     """Measure the models that runs delivered on their validation sets, and the ensemble of a run's replicas.
 
-    With two runs, also how far their predictions are apart (churn). Uses one process, on the run's kind of
-    device. Exit status: 0 done, 2 where there is nothing that can be measured or compared.
+    With two runs, also how far their predictions are apart (churn). With --checkpoints, a run's model at
+    several times and the ensemble of those. Uses one process, on the run's kind of device. Exit status: 0
+    done, 2 where there is nothing that can be measured or compared.
     """
     from dist_train.evaluate import evaluate as measured
     from dist_train.watch.records import to_json
 
-    report = measured(run_dirs)
+    report = measured(run_dirs, _steps(checkpoints))
     typer.echo(to_json(report.record(), indent=2) if as_json else report.text())
 
 
@@ -198,6 +203,16 @@ def checkpoints(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> 
         typer.echo(line)
     if not all(line.endswith(VERIFIED) for line in lines):
         raise typer.Exit(FAILED)
+
+
+def _steps(checkpoints: str | None) -> list[int]:
+    """Read numbers between commas; raises ConfigError for anything else."""
+    try:
+        return [int(each) for each in checkpoints.split(",")] if checkpoints is not None else []
+    except ValueError:
+        raise ConfigError(
+            f"--checkpoints {checkpoints}: give steps with commas between them, e.g. 200,400"
+        ) from None
 
 
 def main() -> None:

@@ -85,9 +85,8 @@ def serve(config: Config, connection: Connection, run: RunOfAll, open_server: Op
         coupling = coupling_of(config, connection, workers, server, flat, turn, inner)
         coupling = replica.coupled(coupling, task, by_version(turn))
         number = turn.member * place.workers + place.rank
-        at = Workplace(
-            place.rank, place.workers, numerics, collective, connection.phase, number, place.replica
-        )
+        phase, life = connection.phase, place.attempt
+        at = Workplace(place.rank, place.workers, numerics, collective, phase, number, place.replica, life)
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
         begin(member, workers, inner)
         learner = member.learner

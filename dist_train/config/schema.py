@@ -245,7 +245,7 @@ class Recovery(Section):
 
 
 class Faults(Section):
-    """Delays to be injected into the workers, to see what slow ones do to a run; in every mode."""
+    """What to inject into the workers, to see what slow and mortal ones do to a run; in every mode."""
 
     # Seconds added to the time of every gradient, as if computing took longer.
     step_s: NonNegative = 0.0
@@ -258,7 +258,9 @@ class Faults(Section):
     lognormal_sigma: Positive | None = None
     # Their median.
     scale_s: Positive = 0.1
-    # Decides the random delays.
+    # Gradients that a worker computes on average before it is killed; null: it is not.
+    mean_lifetime: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    # Decides the random delays and lifetimes.
     seed: NonNegativeInt = 0
 
 

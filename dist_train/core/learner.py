@@ -27,7 +27,7 @@ from dist_train.core.data import (
     validation_batches,
 )
 from dist_train.core.evaluation import Validator, evaluation_buffers, recomputed_statistics
-from dist_train.core.injected_delays import injected_delays
+from dist_train.core.injected_faults import injected_faults
 from dist_train.core.partition import bootstrap_sample, own_part
 from dist_train.core.state import Counted, State
 from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
@@ -38,6 +38,7 @@ from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures
 from dist_train.optimizers import set_rate, set_weight_decay
 from dist_train.plan import Plan
+from dist_train.rules.injection import Who
 from dist_train.rules.sampling import BEGINNING, Cursor, samples_in
 from dist_train.rules.schedule import learning_rate, momentum, weight_decay_factor
 from dist_train.rules.straggler import StepTimes
@@ -74,6 +75,8 @@ class Workplace:
     number: int = 0
     # Which of several models it trains.
     replica: int = 0
+    # How often it was started before.
+    life: int = 0
 
 
 class Learner:
@@ -129,7 +132,8 @@ class Learner:
             self.task, started, self.coupling, at.numerics, self._clock, self._phase
         )
         self._update = UpdateHalf(self.state.optimizer, list(model.parameters()), config.train.clip_norm)
-        self._delays = injected_delays(config.faults, at.number, counted.updates)
+        who = Who(at.number, at.replica, at.life)
+        self._faults = injected_faults(config.faults, who, counted.updates)
         self._loss_sum = torch.zeros((), device=at.numerics.device)
         self._batches = iter(())
         self._validators: dict[tuple[int, int], Validator] = {}
@@ -170,8 +174,8 @@ class Learner:
         if (factor := weight_decay_factor(schedule, samples)) is not None:
             set_weight_decay(self.state.optimizer, self.config.optimizer, factor)
         self._gradients(batches, sizes, count, self._loss_sum)
-        if self._delays is not None:
-            self._delays(self._clock)
+        if self._faults is not None:
+            self._faults(self._clock)
         self._phase("update")
         self.coupling.update(self._update)
         self._clock.end("update")

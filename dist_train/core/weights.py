@@ -1,4 +1,4 @@
-"""The final weights in one safetensors file: what a run delivers."""
+"""The final weights in one safetensors file: what a run delivers. And those inside a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dist_train.core.checkpoint import SHARED, load_part
+from dist_train.core.state import load_tensors, part_of, unique_tensors
 from dist_train.core.tensor_files import read_tensors, sync_folder, write_tensors
-from dist_train.errors import ConfigError
+from dist_train.errors import ConfigError, TrainingError
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
@@ -48,3 +50,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
     # What else a model's state holds besides tensors is in no safetensors file.
     model.load_state_dict(saved, strict=False)
+
+
+def load_snapshot(model: nn.Module, checkpoint: Path) -> None:
+    """Give the model, on any device, the weights that a checkpoint holds; raises ConfigError if it cannot."""
+    try:
+        load_tensors(unique_tensors(model), part_of(load_part(checkpoint, SHARED), "model").tensors)
+    except TrainingError as error:
+        raise ConfigError(f"{checkpoint}: {error}") from error

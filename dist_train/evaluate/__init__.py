@@ -23,13 +23,18 @@ from dist_train.evaluate.tally import Tally, tensor_of
 __all__ = ["evaluate"]
 
 
-def evaluate(run_dirs: Sequence[Path]) -> Report:
+def evaluate(run_dirs: Sequence[Path], steps: Sequence[int] = ()) -> Report:
     """Measure what the runs delivered on their validation sets, in this process.
 
-    For two runs the churn between them is measured too. Raises ConfigError where a directory holds no run
-    that is done, where its weights do not fit its model, and for two runs that cannot be compared.
+    With ``steps``, their checkpoints after these steps are measured in place of what they delivered (snapshot
+    ensembles, Huang et al. 2017). For two runs the churn between them is measured too. Raises ConfigError
+    where a directory holds no run that is done, where its weights do not fit its model, and for two runs
+    that cannot be compared.
     """
-    found = [delivered.find(run_dir) for run_dir in run_dirs]
+    found = [
+        delivered.find_checkpoints(run_dir, steps) if steps else delivered.find(run_dir)
+        for run_dir in run_dirs
+    ]
     with generators_untouched():
         if len(found) == 2:
             return _two(*found)

@@ -17,14 +17,21 @@ LOSS, ENSEMBLE, NOTHING = "loss", "ensemble", "-"
 class Measured:
     """A run's replicas and their ensemble: loss and metrics by name, over ``samples`` validation samples.
 
-    ``ensemble`` is None for a run with one replica; it has no loss where a task's loss cannot be had from
-    predictions.
+    ``names`` says what each model is called. ``ensemble`` is None for a run with one replica; it has no loss
+    where a task's loss cannot be had from predictions.
     """
 
     run_dir: Path
     samples: int
     replicas: tuple[Mapping[str, float], ...]
     ensemble: Mapping[str, float] | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> list[tuple[str, Mapping[str, float]]]:
+        """Each replica, or each checkpoint, by its name."""
+        names = self.names or [replica_folder(number) for number in range(len(self.replicas))]
+        return list(zip(names, self.replicas, strict=True))
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,14 @@ class Report:
 
 def _models(run: Measured) -> list[tuple[str, Mapping[str, float]]]:
     together = [] if run.ensemble is None else [(ENSEMBLE, run.ensemble)]
-    return [(replica_folder(number), measures) for number, measures in enumerate(run.replicas)] + together
+    return run.models + together
 
 
 def _record(run: Measured) -> dict[str, Any]:
-    replicas = [{"replica": number, "val": dict(measures)} for number, measures in enumerate(run.replicas)]
+    replicas = [
+        {"replica": number, "model": name, "val": dict(measures)}
+        for number, (name, measures) in enumerate(run.models)
+    ]
     found = {"run": str(run.run_dir), "samples": run.samples, "replicas": replicas}
     return found if run.ensemble is None else found | {ENSEMBLE: {"val": dict(run.ensemble)}}
 

@@ -18,7 +18,7 @@ from dist_train.core.data import made_alike, size_of, validation_batches, withou
 from dist_train.core.seeds import seed_all
 from dist_train.core.state import placed_model
 from dist_train.core.step import Numerics
-from dist_train.core.weights import load_weights
+from dist_train.core.weights import load_snapshot, load_weights
 from dist_train.delivered import Delivered
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.rules.teaching import replica_seed
@@ -79,7 +79,8 @@ def models_of(delivered: Delivered, device: torch.device) -> tuple[Task, tuple[n
     seed_all(delivered.config.seed)
     task = _made(delivered, "task", lambda: tasks.make(delivered.config))
     models = tuple(
-        _model(delivered, task, number, path, device) for number, path in enumerate(delivered.weights)
+        _model(delivered, task, 0 if delivered.steps else number, path, device)
+        for number, path in enumerate(delivered.weights)
     )
     return task, models
 
@@ -113,7 +114,10 @@ def _model(delivered: Delivered, task: Task, replica: int, weights: Path, device
     if replica:
         seed_all(replica_seed(delivered.config.seed, replica))
     model = _made(delivered, "model", lambda: placed_model(task, delivered.config, device))
-    load_weights(model, weights)
+    if weights.is_dir():
+        load_snapshot(model, weights)
+    else:
+        load_weights(model, weights)
     return model.eval()
 
 

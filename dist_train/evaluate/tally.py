@@ -13,7 +13,6 @@ from dist_train.errors import ConfigError
 from dist_train.evaluate.predictions import ensemble
 from dist_train.evaluate.report import ENSEMBLE, LOSS, Measured
 from dist_train.evaluate.subject import Subject
-from dist_train.layout import replica_folder
 
 
 class Tally:
@@ -22,13 +21,14 @@ class Tally:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._samples = 0
+        self._first = subject.delivered.names[0]
         self._replicas = [_Sums() for _ in subject.models]
         self._ensemble = _Sums()
         # Whether the task's loss is one of the model's predictions alone, so that it can be had from others.
         self._of_predictions = True
 
     def add(self, batch: Any, size: int) -> dict[str, Any]:
-        """Measure a batch of ``size`` samples; return the predictions of replica 0 and of the ensemble."""
+        """Measure a batch of ``size`` samples; return predictions of the first model and of the ensemble."""
         subject = self._subject
         placed = subject.numerics.place(batch)
         self._samples += size
@@ -38,10 +38,10 @@ class Tally:
             sums.add(means, size)
             found.append(predictions)
         if len(found) == 1:
-            return {replica_folder(0): found[0]}
+            return {self._first: found[0]}
         together = ensemble([tensor_of(predictions, subject) for predictions in found])
         self._ensemble.add(self._of_ensemble(together, placed), size)
-        return {replica_folder(0): found[0], ENSEMBLE: together}
+        return {self._first: found[0], ENSEMBLE: together}
 
     def measured(self) -> Measured:
         """Return the means over all samples that were added."""
@@ -53,6 +53,7 @@ class Tally:
             self._samples,
             tuple(sums.means(self._samples) for sums in self._replicas),
             means if len(self._replicas) > 1 else None,
+            self._subject.delivered.names,
         )
 
     def _witnessed(self, model: nn.Module, batch: Any) -> tuple[Mapping[str, Tensor], Any]:

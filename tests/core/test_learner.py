@@ -429,7 +429,7 @@ def test_what_is_delivered_has_recomputed_statistics():
 def test_a_worker_that_is_to_be_slow_sleeps_between_the_halves_of_every_step():
     slept = []
     learner = learner_of(faults={"step_s": 0.25, "slow": {0: 1.0}}, number=1)
-    learner._delays._sleep = lambda seconds: slept.append((seconds, weight_of(learner)))
+    learner._faults._sleep = lambda seconds: slept.append((seconds, weight_of(learner)))
     before = weight_of(learner)
     learner.step()
     assert slept == [(0.25, before)]
@@ -439,4 +439,4 @@ def test_a_worker_that_is_to_be_slow_sleeps_between_the_halves_of_every_step():
 @pytest.mark.parametrize(("number", "is_slow"), [(0, False), (1, True)])
 def test_workers_are_slowed_by_their_number_in_the_run(number, is_slow):
     learner = learner_of(faults={"slow": {1: 2.0}}, number=number)
-    assert (learner._delays is not None) == is_slow
+    assert (learner._faults is not None) == is_slow

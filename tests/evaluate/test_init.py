@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
-from dist_train import cli
+from dist_train import cli, tasks
+from dist_train.config import load_config
+from dist_train.core.checkpoint import Facts
+from dist_train.core.commit import Committer, Draft
+from dist_train.core.state import State
 from dist_train.errors import ConfigError
 from dist_train.evaluate import evaluate
+from dist_train.exchange.ballot import StoreBallot
 
 Make = Callable[..., Path]
 
@@ -114,6 +120,12 @@ class TestCommand:
         assert isinstance(status, int)
         return status
 
+    def test_checkpoints_are_given_with_commas(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.ended(monkeypatch, "run", "--checkpoints", "200;400") == 2
+        assert "give steps with commas between them" in capsys.readouterr().err
+
     def test_prints_the_table_or_one_object(
         self, done: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -152,3 +164,50 @@ def test_a_run_that_was_trained_measures_what_its_workers_did(done: Make, tmp_pa
     (run,) = evaluate([tmp_path / "run"]).runs
     assert run.samples == 360
     assert run.replicas == (pytest.approx(summary["val"], rel=1e-5),)
+
+
+class TestCheckpoints:
+    """A run's model at several times, as if each were a replica; here the steps are the models' seeds."""
+
+    @pytest.fixture
+    def trained(self, done: Make) -> Path:
+        run_dir = done("run", 6, task="digits")
+        task = tasks.make(load_config(run_dir / "config.yaml"))
+        committer = Committer(
+            run_dir / "checkpoints", 0, 1, "a", StoreBallot(HashStore(), "c", 0, 1), (9, None)
+        )
+        for step in (2, 4, 6):
+            torch.manual_seed(step)
+            model = task.model()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            state = State(model, optimizer, torch.device("cpu"))
+            committer.commit(Draft(step, step, Facts(0, "c"), {"state": state.shared_part()}))
+        return run_dir
+
+    def test_are_measured_each_and_together(self, trained: Path) -> None:
+        (run,) = evaluate([trained], [2, 4, 6]).runs
+        assert [name for name, _ in run.models] == ["step_00000002", "step_00000004", "step_00000006"]
+        losses = [measures["loss"] for _, measures in run.models]
+        assert len(set(losses)) == 3
+        assert run.ensemble is not None
+        # By Jensen's inequality a mean of probabilities loses no more than its members do on average.
+        assert run.ensemble["loss"] <= sum(losses) / 3
+
+    def test_hold_the_same_weights_as_what_was_delivered_then(self, trained: Path) -> None:
+        (last,), (delivered,) = evaluate([trained], [6]).runs, evaluate([trained]).runs
+        assert last.replicas == delivered.replicas
+
+    def test_that_are_not_there_are_named(self, trained: Path) -> None:
+        with pytest.raises(ConfigError, match=r"no checkpoint of step 3; there are 2, 4, 6"):
+            evaluate([trained], [2, 3])
+
+    def test_that_are_damaged_are_named(self, trained: Path) -> None:
+        file = trained / "checkpoints/step_00000004/state.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(ConfigError, match=r"step_00000004: state\.safetensors"):
+            evaluate([trained], [4])
+
+    def test_of_several_replicas_are_those_of_one_of_them(self, done: Make) -> None:
+        run_dir = done("pair", 1, 2, task="digits")
+        with pytest.raises(ConfigError, match=r"several replicas; give the directory of one, .*replica_0"):
+            evaluate([run_dir], [2])

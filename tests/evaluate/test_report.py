@@ -53,14 +53,14 @@ def test_the_object_has_all_of_it() -> None:
             {
                 "run": "runs/a",
                 "samples": 1360,
-                "replicas": [{"replica": 0, "val": {"loss": 0.5, "accuracy": 0.925}}],
+                "replicas": [{"replica": 0, "model": "replica_0", "val": {"loss": 0.5, "accuracy": 0.925}}],
             },
             {
                 "run": "runs/longer",
                 "samples": 360,
                 "replicas": [
-                    {"replica": 0, "val": {"loss": 0.25, "accuracy": 0.95}},
-                    {"replica": 1, "val": {"loss": 12.5, "accuracy": 0.05}},
+                    {"replica": 0, "model": "replica_0", "val": {"loss": 0.25, "accuracy": 0.95}},
+                    {"replica": 1, "model": "replica_1", "val": {"loss": 12.5, "accuracy": 0.05}},
                 ],
                 "ensemble": {"val": {"loss": 0.125, "accuracy": 1.0}},
             },
