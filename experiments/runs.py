@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,29 @@ def over_seeds(numbers: Sequence[float]) -> MeanAndSpread:
     return MeanAndSpread(statistics.fmean(numbers), statistics.stdev(numbers))
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run to be made: a configuration of configs/, by name, and what is different."""
+
+    config: str
+    run_dir: Path
+    overrides: tuple[str, ...]
+
+
+def train_all(runs: Iterable[Run], at_once: int = 1) -> None:
+    """Make all runs that are not done already, ``at_once`` side by side; raises RuntimeError if one fails.
+
+    More than one only where no time is measured, and where a run takes one core.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        for done in pool.map(_train, runs):
+            print(f"  {done.name}", file=sys.stderr, flush=True)
+
+
+def _train(run: Run) -> Path:
+    return train(ROOT / "configs" / f"{run.config}.yaml", run.run_dir, *run.overrides)
+
+
 def train(config: Path, run_dir: Path, *overrides: str) -> Path:
     """Train unless it is done already, and return the run directory; raises RuntimeError if it fails."""
     summary = run_dir / "summary.json"
@@ -68,17 +93,46 @@ def train(config: Path, run_dir: Path, *overrides: str) -> Path:
     return run_dir
 
 
-def evaluate(*run_dirs: Path) -> dict[str, Any]:
-    """Return what dist-train evaluate says of finished runs."""
-    found: dict[str, Any] = json.loads(_program("evaluate", "--json", *map(str, run_dirs)))
+def evaluate(*run_dirs: Path, checkpoints: Sequence[int] = ()) -> dict[str, Any]:
+    """Return what dist-train evaluate says of finished runs, or of checkpoints of theirs."""
+    steps = ["--checkpoints", ",".join(map(str, checkpoints))] if checkpoints else []
+    found: dict[str, Any] = json.loads(_program("evaluate", "--json", *steps, *map(str, run_dirs)))
     return found
 
 
 def validations(run_dir: Path) -> Curve:
     """Return the validations of a run, or of one replica's directory."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found = {line["step"]: line["loss"] for line in lines if line["kind"] == "val"}
+    found = {line["step"]: line["loss"] for line in lines_of(run_dir, "val")}
     return Curve(tuple(found), tuple(found.values()))
+
+
+def lines_of(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Return a run's metrics of one kind, train or val."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """Return what a finished run came to."""
+    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return found
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay out a table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def command(name: str, document: str | None, make: Callable[[Path, range], None]) -> None:
+    """Be the command line of an experiment: a folder for its runs, and how many seeds, at least two."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=document)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/experiments" / name)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    if given.seeds < 2:
+        parser.error(f"--seeds {given.seeds}: a spread needs at least 2")
+    make(given.folder, range(given.seeds))
 
 
 def _program(*words: str) -> str:

@@ -145,9 +145,11 @@ def test_a_worker_never_seems_to_have_been_starting_ever_since_the_machine_was(p
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as restless:
         assert restless.stdout.readline() == b"ready\n"
         began = time.monotonic() - 60
-        # Each look is a single one, not those that stand still alone.
-        sinces = {struct.unpack_from("@d", seen)[0] for _ in range(200_000)}
+        sinces: set[float] = set()
+        # Until it has beaten often, however little it gets of the processors; the test's time limit ends it.
+        while len(sinces) <= 100:
+            # Each look is a single one, not those that stand still alone.
+            sinces |= {struct.unpack_from("@d", seen)[0] for _ in range(200_000)}
         restless.communicate(timeout=30)
-    assert len(sinces) > 100
     assert min(sinces) > began
     seen.close()
