@@ -1,44 +1,32 @@
-"""What a run delivered, found in its directory: its configuration, and the weights of each replica.
-
-The checkpoints of a run can stand for what it delivered: snapshots of one model at several times.
-"""
+"""What a run delivered, found in its directory: its configuration, and the weights of each replica."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_train.config import Config, load_config
-from dist_train.core.checkpoint import folder_name, steps_in, verify
-from dist_train.errors import ConfigError, TrainingError
-from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS, replica_folder, replica_folders
+from dist_train.errors import ConfigError
+from dist_train.layout import CONFIG, WEIGHTS, replica_folder, replica_folders
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """A run that is done; ``weights`` holds one file for each replica, in order.
+    """A run that is done: in order, a file of weights for each replica, and the name of each.
 
-    Of a run's checkpoints it holds their folders, and ``steps`` the updates of each.
+    Of a run's checkpoints they are their folders instead (evaluate/snapshots.py).
     """
 
     run_dir: Path
     config: Config
     weights: tuple[Path, ...]
-    steps: tuple[int, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What each model is called: by its replica, or by its step."""
-        if self.steps:
-            return tuple(map(folder_name, self.steps))
-        return tuple(replica_folder(number) for number in range(len(self.weights)))
+    names: tuple[str, ...]
 
 
 def find(run_dir: Path) -> Delivered:
     """Find what a run delivered; raises ConfigError where there is no run or where weights are missing."""
-    config = _config(run_dir)
+    config = config_of(run_dir)
     weights = _weights(run_dir, config)
     for path in weights:
         if not path.is_file():
@@ -46,32 +34,16 @@ def find(run_dir: Path) -> Delivered:
                 f"{run_dir}: no {path.relative_to(run_dir)}, so the run is not done; train it to its end: "
                 f"dist-train run {run_dir / CONFIG} --run-dir {run_dir}"
             )
-    return Delivered(run_dir, config, weights)
+    names = tuple(replica_folder(number) for number in range(len(weights)))
+    return Delivered(run_dir, config, weights, names)
 
 
-def find_checkpoints(run_dir: Path, steps: Sequence[int]) -> Delivered:
-    """Find the checkpoints of a run after these ``steps``, each verified against its checksums.
-
-    Raises ConfigError where there is no run of one model, and where a checkpoint is missing or damaged.
-    """
-    config = _config(run_dir)
-    if replica_folders(run_dir):
-        raise ConfigError(
-            f"{run_dir}: several replicas; give the directory of one, {run_dir / replica_folder(0)}"
-        )
-    there = steps_in(run_dir / CHECKPOINTS)
-    if absent := [step for step in steps if step not in there]:
-        raise ConfigError(
-            f"{run_dir}: no checkpoint of step {absent[0]}; there are {', '.join(map(str, there)) or 'none'} "
-            "(checkpoint.keep_every_steps keeps them)"
-        )
-    folders = tuple(run_dir / CHECKPOINTS / folder_name(step) for step in steps)
-    for folder in folders:
-        try:
-            verify(folder)
-        except TrainingError as error:
-            raise ConfigError(str(error)) from error
-    return Delivered(run_dir, config, folders, tuple(steps))
+def config_of(run_dir: Path) -> Config:
+    """Read the configuration of a run; raises ConfigError where there is no run."""
+    file = run_dir / CONFIG
+    if not file.is_file():
+        raise ConfigError(f"{run_dir}: no run directory, as {CONFIG} is missing; give the directory of a run")
+    return load_config(file)
 
 
 def find_teachers(config: Config) -> tuple[Delivered, ...]:
@@ -102,13 +74,6 @@ def refuse_other_task(first: Delivered, second: Delivered) -> None:
             f"{second.run_dir}: its task is {here}, and that of {first.run_dir} is {there}; two runs are "
             "compared on one task: evaluate these each by itself"
         )
-
-
-def _config(run_dir: Path) -> Config:
-    file = run_dir / CONFIG
-    if not file.is_file():
-        raise ConfigError(f"{run_dir}: no run directory, as {CONFIG} is missing; give the directory of a run")
-    return load_config(file)
 
 
 def _weights(run_dir: Path, config: Config) -> tuple[Path, ...]:

@@ -84,7 +84,7 @@ def serve(config: Config, connection: Connection, run: RunOfAll, open_server: Op
         replica = Replica(config, post, connection.device)
         coupling = coupling_of(config, connection, workers, server, flat, turn, inner)
         coupling = replica.coupled(coupling, task, by_version(turn))
-        number = turn.member * place.workers + place.rank
+        number = place.replica * workers + turn.member * place.workers + place.rank
         phase, life = connection.phase, place.attempt
         at = Workplace(place.rank, place.workers, numerics, collective, phase, number, place.replica, life)
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)

@@ -76,7 +76,7 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     seed_all(worker_seed(seed, place.rank, 0))
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         rank, workers, phase = place.rank, place.workers, connection.phase
-        at = Workplace(rank, workers, numerics, collective, phase, rank, place.replica, place.attempt)
+        at = Workplace(rank, workers, numerics, collective, phase, place.number, place.replica, place.attempt)
         replica = Replica(config, Post(place.replica, given.run_dir, collective, rank), connection.device)
         parts.callback(replica.close)
         coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))

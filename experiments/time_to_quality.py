@@ -21,7 +21,7 @@ WORKERS = 4
 SAMPLES = 32
 STEP_S = 0.1
 # Each replica's samples, and those between two validations.
-LENGTH, BETWEEN = 19_200, 768
+LENGTH, BETWEEN = 16_128, 768
 COMMON = (
     "model={name: mlp, hidden: [64]}",
     f"train={{samples: {LENGTH}, batch_size: {SAMPLES}}}",
@@ -54,12 +54,12 @@ COUPLINGS = {
     "bounded (s = 3)": Coupling("mode: bounded, max_staleness: 3, workers: 4", 1),
     "mixed (2 x 2, async)": Coupling("mode: async, workers: 4, group_size: 2", 2),
     "codistilled (2 x 2, sync)": Coupling(
-        "mode: sync, workers: 2, replicas: 2", 2, 2, "{interval: 10, burn_in: 20, data: same}"
+        "mode: sync, workers: 2, replicas: 2", 2, 2, "{interval: 10, burn_in: 20, data: same, weight: 0.3}"
     ),
 }
 CLUSTERS = {
     "even": f"{{step_s: {STEP_S}}}",
-    "one worker 5 times slower": f"{{step_s: {STEP_S}, slow: {{1: 5}}}}",
+    "one worker 5 times slower": f"{{step_s: {STEP_S}, slow: {{3: 5}}}}",
     "random delays": f"{{lognormal_sigma: 1.0, scale_s: {STEP_S}, seed: SEED}}",
     "workers die": f"{{step_s: {STEP_S}, mean_lifetime: 100, seed: SEED}}",
 }

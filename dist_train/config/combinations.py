@@ -53,7 +53,10 @@ def contradictions(config: Config) -> list[Contradiction]:
     ]
     found += [*_distill(config), *_bootstrap(config)]
     if parallel.workers != "auto":
-        found += [*_workers(parallel, parallel.workers), *_slow(config.faults, parallel.workers)]
+        found += [
+            *_workers(parallel, parallel.workers),
+            *_slow(config.faults, parallel.workers * parallel.replicas),
+        ]
     return found
 
 

@@ -64,7 +64,8 @@ class Measurement:
 class Workplace:
     """What a learner needs to know of the worker it runs in.
 
-    ``rank`` and ``workers`` are those of its group; ``number`` is its own among all workers of the run.
+    ``rank`` and ``workers`` are those of its group; ``number`` is its own among all workers of the run, those
+    of all replicas one after the other.
     """
 
     rank: int
@@ -132,7 +133,7 @@ class Learner:
             self.task, started, self.coupling, at.numerics, self._clock, self._phase
         )
         self._update = UpdateHalf(self.state.optimizer, list(model.parameters()), config.train.clip_norm)
-        who = Who(at.number, at.replica, at.life)
+        who = Who(at.number, at.life)
         self._faults = injected_faults(config.faults, who, counted.updates)
         self._loss_sum = torch.zeros((), device=at.numerics.device)
         self._batches = iter(())

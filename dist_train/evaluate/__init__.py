@@ -17,6 +17,7 @@ from dist_train.errors import ConfigError
 from dist_train.evaluate.batches import each_batch
 from dist_train.evaluate.predictions import Apart, apart
 from dist_train.evaluate.report import Churn, Measured, Report
+from dist_train.evaluate.snapshots import find_checkpoints
 from dist_train.evaluate.subject import Subject, prepare
 from dist_train.evaluate.tally import Tally, tensor_of
 
@@ -31,10 +32,7 @@ def evaluate(run_dirs: Sequence[Path], steps: Sequence[int] = ()) -> Report:
     where a directory holds no run that is done, where its weights do not fit its model, and for two runs
     that cannot be compared.
     """
-    found = [
-        delivered.find_checkpoints(run_dir, steps) if steps else delivered.find(run_dir)
-        for run_dir in run_dirs
-    ]
+    found = [find_checkpoints(run_dir, steps) if steps else delivered.find(run_dir) for run_dir in run_dirs]
     with generators_untouched():
         if len(found) == 2:
             return _two(*found)

@@ -79,7 +79,7 @@ def models_of(delivered: Delivered, device: torch.device) -> tuple[Task, tuple[n
     seed_all(delivered.config.seed)
     task = _made(delivered, "task", lambda: tasks.make(delivered.config))
     models = tuple(
-        _model(delivered, task, 0 if delivered.steps else number, path, device)
+        _model(delivered, task, 0 if path.is_dir() else number, path, device)
         for number, path in enumerate(delivered.weights)
     )
     return task, models

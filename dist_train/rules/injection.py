@@ -1,7 +1,6 @@
 """Faults to be injected, for tests and measurements: how slow a worker is, and how long it lives.
 
-Each is a function of the seed, the replica, the worker and a count alone, whichever process asks, and however
-often.
+Each is a function of the seed, the worker and a count alone, whichever process asks, and however often.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ class Faults(Protocol):
 
 @dataclass(frozen=True)
 class Who:
-    """A worker by its number in its replica, in its ``life``-th life: restarts begin another one."""
+    """A worker by its number in the run, in its ``life``-th life: restarts begin another one."""
 
     number: int
-    replica: int = 0
     life: int = 0
 
 
@@ -90,7 +88,7 @@ def _uniform(seed: int, who: Who, count: int, kind: int) -> tuple[float, float]:
 
     The seed is its key, the rest its counter, so that draws are independent of each other.
     """
-    words = (count, who.number, who.replica, kind)
+    words = (count, who.number, kind)
     counter = sum(word % _WORD * _WORD**place for place, word in enumerate(words))
     drawn = np.random.Philox(key=seed % _WORD, counter=counter).random_raw(2)
     first, second = (int(word) >> _FURTHER_BITS for word in drawn)

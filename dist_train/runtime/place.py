@@ -44,6 +44,11 @@ class Place:
     replica: int = 0
 
     @property
+    def number(self) -> int:
+        """Its number among the workers of all replicas, one replica after the other."""
+        return self.replica * self.workers + self.rank
+
+    @property
     def host(self) -> str:
         return socket.gethostname()
 

@@ -257,6 +257,7 @@ def test_a_worker_that_is_slowed_exists(mode: str) -> None:
     assert refusals(parallel, faults={"slow": {1: 5, 2: 5}}) == [
         "faults.slow[2]: there is no worker 2: the workers are 0 to 1"
     ]
+    assert refusals(parallel | {"replicas": 2}, faults={"slow": {2: 5, 3: 5}}) == []
 
 
 def test_all_of_it_is_told_at_once_and_where_it_is_written(read: Callable[..., Config]) -> None:

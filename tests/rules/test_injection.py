@@ -47,9 +47,8 @@ class TestDelay:
 
 
 class TestNormal:
-    def test_is_a_function_of_seed_worker_replica_and_step(self) -> None:
-        workers = [Who(number, replica) for number in range(3) for replica in range(2)]
-        keys = [(seed, worker, step) for seed in range(3) for worker in workers for step in range(50)]
+    def test_is_a_function_of_seed_worker_and_step(self) -> None:
+        keys = [(seed, Who(worker), step) for seed in range(3) for worker in range(3) for step in range(50)]
         draws = [normal(*key) for key in keys]
         assert draws == [normal(*key) for key in keys]
         assert len(set(draws)) == len(keys)
@@ -76,8 +75,8 @@ class TestLifetime:
     def test_has_no_end_without_faults(self) -> None:
         assert lifetime(Faults(), Who(0)) is None
 
-    def test_is_a_function_of_seed_worker_replica_and_life(self) -> None:
-        who = [Who(number, replica, life) for number in range(5) for replica in range(2) for life in range(5)]
+    def test_is_a_function_of_seed_worker_and_life(self) -> None:
+        who = [Who(number, life) for number in range(5) for life in range(5)]
         lives = [lifetime(Faults(mean_lifetime=1e9), worker) for worker in who]
         assert lives == [lifetime(Faults(mean_lifetime=1e9), worker) for worker in who]
         assert len(set(lives)) == len(who)

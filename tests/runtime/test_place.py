@@ -257,3 +257,8 @@ def test_variables_are_set_whatever_they_were(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("DIST_TRAIN_TEST_NEW")
     set_variables({"DIST_TRAIN_TEST_OLD": "new", "DIST_TRAIN_TEST_NEW": "new"})
     assert os.environ["DIST_TRAIN_TEST_OLD"] == os.environ["DIST_TRAIN_TEST_NEW"] == "new"
+
+
+def test_workers_of_all_replicas_are_counted_one_replica_after_the_other():
+    places = [Place(rank=rank, workers=3, replica=replica) for replica in range(2) for rank in range(3)]
+    assert [place.number for place in places] == [0, 1, 2, 3, 4, 5]
