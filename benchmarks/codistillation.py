@@ -1,11 +1,12 @@
 """What a codistilled step costs: beside replicas that know nothing of each other, on the same cores.
 
 Two replicas of one worker each, side by side on two cores. The floor of an exchange of snapshots is one more
-forward pass, without gradients; that of an exchange of predictions is nothing.
+forward pass, without gradients; that of an exchange of predictions is the exchange itself.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import nn
 
 from benchmarks.runs import metrics_of, steady_speed
 from benchmarks.workload import BATCH, loss_of, make_columns, make_model
+from dist_train.runtime.line import Line
+from dist_train.runtime.relay import RelayThread
 
 STEPS = {"resnet": 150, "mlp": 100}
 PAIR = ("parallel.workers=1", "parallel.replicas=2", "logging.every_steps=10")
@@ -26,14 +29,16 @@ CONTESTANTS = {
 
 def measure(workload: str, rounds: int) -> dict[str, Any]:
     """Return, round for round, seconds of a step by contestant, the floor, and each worker's memory."""
-    seconds: dict[str, list[float]] = {name: [] for name in (*CONTESTANTS, "floor")}
+    seconds: dict[str, list[float]] = {name: [] for name in (*CONTESTANTS, "floor", "exchange_floor")}
     memory: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     for _ in range(rounds):
         for name, overrides in CONTESTANTS.items():
             speed, peak = _run(workload, *overrides, f"train.steps={STEPS[workload]}")
             seconds[name].append(BATCH / speed)
             memory[name].append(peak)
-        seconds["floor"].append(seconds["apart"][-1] * (1 + forward_share(workload)))
+        alone = seconds["apart"][-1]
+        seconds["floor"].append(alone * (1 + forward_share(workload)))
+        seconds["exchange_floor"].append(alone + exchange_s())
     return {"codistilled_seconds_per_step": seconds, "codistilled_memory_mb": memory}
 
 
@@ -63,6 +68,29 @@ def forward_share(workload: str, repeats: int = 15) -> float:
         return sorted(shares)[repeats // 2]
     finally:
         torch.set_num_threads(threads)
+
+
+def exchange_s(swaps: int = 500) -> float:
+    """Return the seconds of one exchange of a batch's predictions between two processes that do nothing else."""
+    relay = RelayThread(2, patience_s=60.0, meeting_s=60.0)
+    try:
+        calls = [(relay.address, replica, swaps) for replica in range(2)]
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            return max(pool.starmap(_swap, calls))
+    finally:
+        relay.close()
+
+
+def _swap(address: str, replica: int, swaps: int) -> float:
+    """Exchange predictions of ten classes, as replica ``replica``; return the median seconds of one exchange."""
+    line, scores = Line(address), bytes(BATCH * 10 * 4)
+    took = []
+    for number in range(swaps):
+        start = time.perf_counter()
+        line.ask("swap", 0, replica, (1 - replica,), (number, 0), scores)
+        took.append(time.perf_counter() - start)
+    line.close()
+    return sorted(took)[swaps // 2]
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None:

@@ -135,7 +135,7 @@ def report_codistilled(result: Mapping[str, Any]) -> Iterator[str]:
     if "codistilled_seconds_per_step" not in result:
         return
     rounds = result["codistilled_seconds_per_step"]
-    for baseline in ("apart", "floor"):
+    for baseline in ("apart", "floor", "exchange_floor"):
         yield from _table(f"time of a step / {baseline}", ratios(rounds, baseline))
     held = {name: spread(numbers) for name, numbers in result["codistilled_memory_mb"].items()}
     yield from _table("MB of a worker, at its peak", held)
