@@ -71,7 +71,7 @@ def forward_share(workload: str, repeats: int = 15) -> float:
 
 
 def exchange_s(swaps: int = 500) -> float:
-    """Return the seconds of one exchange of a batch's predictions between two processes that do nothing else."""
+    """Return the seconds in which two processes exchange a batch's predictions, doing nothing else."""
     relay = RelayThread(2, patience_s=60.0, meeting_s=60.0)
     try:
         calls = [(relay.address, replica, swaps) for replica in range(2)]
@@ -82,7 +82,7 @@ def exchange_s(swaps: int = 500) -> float:
 
 
 def _swap(address: str, replica: int, swaps: int) -> float:
-    """Exchange predictions of ten classes, as replica ``replica``; return the median seconds of one exchange."""
+    """Exchange predictions of ten classes as one replica; return the median seconds of one exchange."""
     line, scores = Line(address), bytes(BATCH * 10 * 4)
     took = []
     for number in range(swaps):
