@@ -19,7 +19,7 @@ from experiments.runs import Run, command, lines_of, markdown, train_all
 LOSS = 0.2
 WORKERS = 4
 SAMPLES = 32
-STEP_S = 0.1
+STEP_S = 0.05
 # Each replica's samples, and those between two validations.
 LENGTH, BETWEEN = 16_128, 768
 COMMON = (
