@@ -1,6 +1,7 @@
 """Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
 
-python -m experiments.codistillation [text] [scarce] [transfer] [churn] [--folder DIR] [--seeds 4]
+python -m experiments.codistillation [text] [scarce] [transfer] [churn] [intervals] [overshoot]
+    [--folder DIR] [--seeds 4]
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.runs import ROOT, Curve, evaluate, over_seeds, train, validations
+from experiments.runs import (
+    ROOT,
+    Curve,
+    MeanAndSpread,
+    evaluate,
+    lines_of,
+    over_seeds,
+    train,
+    validations,
+)
 
 # A rate that stays, so that a loss is not reached because training ends.
 TEXT = (
@@ -83,6 +93,59 @@ def churn(folder: Path, seeds: int) -> None:
         print_churn(f"digits {name}", found)
 
 
+def intervals(folder: Path, seeds: int) -> None:
+    """Print what snapshots every 10 to 250 updates come to on text, beside one replica alone."""
+    losses: dict[float, MeanAndSpread] = {}
+    for interval in (10, 50, 250):
+        found = []
+        for seed in range(seeds):
+            # Those of every 50 updates are the runs of the experiment text.
+            name = "text-disjoint" if interval == 50 else f"text-every-{interval}"
+            how = f"codistill={{burn_in: 50, interval: {interval}}}"
+            run_dir = folder / f"{name}-{100 * seed}"
+            train(ROOT / "configs/text-codistill.yaml", run_dir, f"seed={100 * seed}", how, *TEXT)
+            found.append(validations(run_dir / "replica_0").final)
+        losses[interval] = over_seeds(found)
+        print(f"text  a snapshot every {interval:3} updates: final validation loss {losses[interval]}")
+
+
+def overshoot(folder: Path, seeds: int) -> None:
+    """Print what becomes of replicas that catch up with each other's snapshots before the next ones come.
+
+    Two small models in step, a snapshot every 10 updates: each moves to where the other was, and with
+    momentum beyond it.
+    """
+    common = (
+        "model={name: mlp, hidden: [64]}",
+        "train={samples: 19200, batch_size: 64}",
+        "schedule={base_batch: 32}",
+        "faults.step_s=0.03",
+        "validation.every_steps=1000",
+        "logging={every_steps: 10, tensorboard: false}",
+    )
+    optimizers = {
+        "momentum 0.9": "{name: sgd, lr: 0.02, momentum: 0.9}",
+        "none": "{name: sgd, lr: 0.2, momentum: 0}",
+    }
+    for momentum, optimizer in optimizers.items():
+        for weight in (0, 0.3, 1):
+            losses, apart = [], []
+            for seed in range(seeds):
+                run_dir = folder / f"overshoot-{momentum.split()[-1]}-{weight}-{100 * seed}"
+                how = f"codistill={{burn_in: 20, interval: 10, data: same, weight: {weight}, max_age: 200}}"
+                settings = (f"seed={100 * seed}", how, f"optimizer={optimizer}", *common)
+                train(ROOT / "configs/digits-codistill.yaml", run_dir, *settings)
+                losses.append(validations(run_dir / "replica_0").final)
+                agreed = [
+                    line["agreement"] for line in lines_of(run_dir / "replica_0", "train")[-10:] if weight
+                ]
+                apart.append(sum(agreed) / 10)
+            print(
+                f"overshoot momentum {momentum:12} weight {weight:3}: validation loss {over_seeds(losses)}; "
+                f"agreement over the last 100 updates {over_seeds(apart)}"
+            )
+
+
 def print_churn(what: str, runs: Sequence[Path]) -> None:
     """Print how far each run is from the next one: their copies 0, and their ensembles."""
     compared = [evaluate(*pair)["churn"] for pair in zip(runs[::2], runs[1::2], strict=True)]
@@ -93,7 +156,14 @@ def print_churn(what: str, runs: Sequence[Path]) -> None:
         print(f"{what} churn of {between:9} mean difference {differences}; changed labels {labels}")
 
 
-EXPERIMENTS = {"text": text, "scarce": scarce, "transfer": transfer, "churn": churn}
+EXPERIMENTS = {
+    "text": text,
+    "scarce": scarce,
+    "transfer": transfer,
+    "churn": churn,
+    "intervals": intervals,
+    "overshoot": overshoot,
+}
 
 
 def main() -> None:
