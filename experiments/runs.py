@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# In a run's directory: what it was asked for.
+ASKED = "experiment.json"
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,17 @@ def _train(run: Run) -> Path:
 
 
 def train(config: Path, run_dir: Path, *overrides: str) -> Path:
-    """Train unless it is done already, and return the run directory; raises RuntimeError if it fails."""
-    summary = run_dir / "summary.json"
-    if summary.exists() and json.loads(summary.read_text())["status"] == "done":
+    """Train unless it is done already, and return the run directory; raises RuntimeError if it fails.
+
+    A run that was made with other settings is made anew.
+    """
+    asked, note = json.dumps([config.read_text(), *overrides]), run_dir / ASKED
+    if run_dir.exists() and not (note.exists() and note.read_text() == asked):
+        shutil.rmtree(run_dir)
+    if (run_dir / "summary.json").exists() and summary(run_dir)["status"] == "done":
         return run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    note.write_text(asked)
     _program("run", str(config), *overrides, "--run-dir", str(run_dir))
     return run_dir
 

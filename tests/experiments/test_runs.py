@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from experiments.runs import Curve, command, lines_of, markdown, over_seeds, validations
+from experiments import runs
+from experiments.runs import Curve, command, lines_of, markdown, over_seeds, train, validations
 
 FALLING = Curve((10, 20, 30), (2.0, 1.0, 0.5))
 
@@ -45,3 +46,31 @@ def test_one_seed_is_refused_for_it_has_no_spread(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command("x", None, lambda folder, seeds: pytest.fail("nothing is run"))
     assert "a spread needs at least 2" in capsys.readouterr().err
+
+
+class TestRunsThatAreDone:
+    @pytest.fixture
+    def made(self, tmp_path, monkeypatch):
+        """Train in a folder with settings, without a program; return how often it was begun."""
+        config, begun = tmp_path / "config.yaml", []
+        config.write_text("name: mine")
+
+        def program(*words):
+            begun.append(words)
+            run_dir = tmp_path / "run"
+            (run_dir / "summary.json").write_text('{"status": "done"}')
+            return ""
+
+        monkeypatch.setattr(runs, "_program", program)
+
+        def make(*overrides):
+            train(config, tmp_path / "run", *overrides)
+            return len(begun)
+
+        return make
+
+    def test_are_not_made_twice(self, made):
+        assert [made("seed=1"), made("seed=1")] == [1, 1]
+
+    def test_are_made_anew_with_other_settings(self, made):
+        assert [made("seed=1"), made("seed=2"), made("seed=2")] == [1, 2, 2]
