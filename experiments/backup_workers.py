@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.arrivals import expected_wait, lognormal, simulated_wait
 from benchmarks.runs import steady_speed
 from experiments.plots import Axis, curves
-from experiments.runs import Run, command, lines_of, markdown, over_seeds, summary, train_all
+from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, over_seeds, summary, train_all
 
 MACHINES = 8
 SAMPLES = 8
@@ -38,7 +38,9 @@ def make(folder: Path, seeds: range) -> None:
     runs = {b: [_run(folder, b, seed) for seed in seeds] for b in BACKUPS}
     train_all([run for each in runs.values() for run in each])
     speeds = {b: [steady_speed(lines_of(run.run_dir, "train")) for run in each] for b, each in runs.items()}
-    steps = {b: over_seeds([(MACHINES - b) * SAMPLES / s for s in each]) for b, each in speeds.items()}
+    steps: dict[float, MeanAndSpread | float] = {
+        b: over_seeds([(MACHINES - b) * SAMPLES / s for s in each]) for b, each in speeds.items()
+    }
     independent, busy = predictions()
     dropped = {b: over_seeds([_dropped_share(run) for run in each]) for b, each in runs.items()}
     head = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from experiments.plots import Axis, curves
+from experiments.plots import Axis, Line, curves
 from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, over_seeds, train_all
 
 SAMPLES = 32
@@ -41,14 +41,16 @@ def make(folder: Path, seeds: range) -> None:
     recipe = {batch: [_run(folder, RECIPE, batch, seed) for seed in seeds] for batch in BATCHES}
     ways = {way: [_run(folder, way, LARGE, seed) for seed in seeds] for way in WAYS}
     train_all([run for runs in (*recipe.values(), *ways.values()) for run in runs], at_once=2)
-    errors = {batch: _errors(runs) for batch, runs in recipe.items()}
+    errors: dict[float, MeanAndSpread | float] = {batch: _errors(runs) for batch, runs in recipe.items()}
     print(
-        markdown(["batch", "rate", "validation error, %"], [(b, 0.1 * b / 32, e) for b, e in errors.items()])
+        markdown(
+            ["batch", "rate", "validation error, %"], [(f"{b:g}", 0.1 * b / 32, e) for b, e in errors.items()]
+        )
     )
     at_large = {way: _errors(runs) for way, runs in ways.items()}
     print()
     print(markdown([f"batch {LARGE}", "validation error, %"], at_large.items()))
-    others = {way: {LARGE: found} for way, found in at_large.items() if way != RECIPE}
+    others: dict[str, Line] = {way: {LARGE: found} for way, found in at_large.items() if way != RECIPE}
     curves(
         "large_batch",
         "Error against the batch: flat, then an elbow",

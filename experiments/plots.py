@@ -42,7 +42,8 @@ def curves(name: str, title: str, x: Axis, y: Axis, lines: Mapping[str, Line]) -
                 list(line), means, spreads, label=label, color=colour, marker="o", ms=4, capsize=3, lw=1.6
             )
         else:
-            axes.plot(list(line), list(line.values()), label=label, color=colour, ls="--", lw=1.2)
+            predicted = [value for value in line.values() if not isinstance(value, MeanAndSpread)]
+            axes.plot(list(line), predicted, label=label, color=colour, ls="--", lw=1.2)
     if x.log:
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis, sorted({at for line in lines.values() for at in line}))
