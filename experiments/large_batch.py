@@ -40,7 +40,7 @@ def make(folder: Path, seeds: range) -> None:
     """Train every batch by the recipe, and the large one in the other ways; print and plot the errors."""
     recipe = {batch: [_run(folder, RECIPE, batch, seed) for seed in seeds] for batch in BATCHES}
     ways = {way: [_run(folder, way, LARGE, seed) for seed in seeds] for way in WAYS}
-    train_all([run for runs in (*recipe.values(), *ways.values()) for run in runs], at_once=2)
+    train_all([run for runs in (*recipe.values(), *ways.values()) for run in runs], side_by_side=True)
     errors: dict[float, MeanAndSpread | float] = {batch: _errors(runs) for batch, runs in recipe.items()}
     print(
         markdown(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -73,12 +74,21 @@ class Run:
     overrides: tuple[str, ...]
 
 
-def train_all(runs: Iterable[Run], at_once: int = 1) -> None:
-    """Make all runs that are not done already, ``at_once`` side by side; raises RuntimeError if one fails.
+def train_all(runs: Iterable[Run], side_by_side: bool = False) -> None:
+    """Make all runs that are not done already; raises RuntimeError if one fails.
 
-    More than one only where no time is measured, and where a run takes one core.
+    ``side_by_side`` gives each a core of its own, for runs of one worker of which no time is measured.
     """
-    with ThreadPoolExecutor(at_once) as pool:
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def settle() -> None:
+        # Of this thread alone, and of the processes that it starts.
+        os.sched_setaffinity(0, {cores.get()})
+
+    lanes, begin = (cores.qsize(), settle) if side_by_side else (1, None)
+    with ThreadPoolExecutor(lanes, initializer=begin) as pool:
         for done in pool.map(_train, runs):
             print(f"  {done.name}", file=sys.stderr, flush=True)
 

@@ -33,7 +33,7 @@ WAYS = {
 def make(folder: Path, seeds: range) -> None:
     """Train both ways; print the losses of each snapshot, and of the ensemble."""
     runs = {way: [_run(folder, way, seed) for seed in seeds] for way in WAYS}
-    train_all([run for each in runs.values() for run in each], at_once=2)
+    train_all([run for each in runs.values() for run in each], side_by_side=True)
     steps = [STEPS // CYCLES * (number + 1) for number in range(CYCLES)]
     rows = []
     for way, each in runs.items():
