@@ -16,19 +16,19 @@ from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, ov
 SAMPLES = 32
 BATCHES = (32, 64, 128, 256, 512, 1024)
 LARGE = 512
-EPOCHS = 15
+EPOCHS = 30
 COMMON = (
     "parallel={workers: 1, device: cpu}",
     f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}}}",
     "checkpoint.every_steps=100000",
     "logging={every_steps: 50, tensorboard: false}",
 )
-# As in the paper 5 of 90 epochs, drops after 30, 60 and 80: here a sixth of each.
-DECAY = "decay: {kind: step, milestones: [5, 10, 13], gamma: 0.1}"
-GRADUAL = "warmup: {kind: gradual, epochs: 1}"
+# As in the paper 5 of 90 epochs, drops after 30, 60 and 80: here a third of each.
+DECAY = "decay: {kind: step, milestones: [10, 20, 27], gamma: 0.1}"
+GRADUAL = "warmup: {kind: gradual, epochs: 2}"
 WAYS = {
     "gradual warmup": f"schedule={{base_batch: {SAMPLES}, {GRADUAL}, {DECAY}}}",
-    "constant warmup": f"schedule={{base_batch: {SAMPLES}, warmup: {{kind: constant, epochs: 1}}, {DECAY}}}",
+    "constant warmup": f"schedule={{base_batch: {SAMPLES}, warmup: {{kind: constant, epochs: 2}}, {DECAY}}}",
     "no warmup": f"schedule={{base_batch: {SAMPLES}, {DECAY}}}",
     "square root": f"schedule={{base_batch: {SAMPLES}, scaling: sqrt, {GRADUAL}, {DECAY}}}",
     "not scaled": f"schedule={{{DECAY}}}",
