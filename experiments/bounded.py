@@ -1,6 +1,7 @@
 """Ho et al. 2013: bounded staleness waits less than lockstep, and learns more than no bound at all.
 
-Four workers with random delays; the bound s from lockstep to none.
+Four workers with random delays, one of them three times slower; the bound s from lockstep to none. With s = 0
+an update takes the gradients of all four, at four times the rate; otherwise one.
 
 python -m experiments.bounded [--folder DIR] [--seeds 3]
 """
@@ -25,9 +26,9 @@ BOUNDS: dict[str, str] = {
 # Where the curve of no bound ends.
 NO_BOUND = 30.0
 COMMON = (
-    f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}}}",
+    f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}, last_batch: drop}}",
     "model={name: mlp, hidden: [64]}",
-    "optimizer={name: sgd, lr: 0.05, momentum: 0.9}",
+    "optimizer={name: sgd, lr: 0.1, momentum: 0.9}",
     f"schedule={{base_batch: {SAMPLES}}}",
     "checkpoint.every_steps=100000",
     "logging={every_steps: 20, tensorboard: false}",
@@ -58,7 +59,7 @@ def make(folder: Path, seeds: range) -> None:
 
 def _run(folder: Path, bound: str, seed: int) -> Run:
     how = f"parallel={{{BOUNDS[bound]}, workers: {WORKERS}, device: cpu}}"
-    delays = f"faults={{lognormal_sigma: 1.0, scale_s: 0.08, seed: {seed}}}"
+    delays = f"faults={{lognormal_sigma: 1.0, scale_s: 0.05, slow: {{0: 3}}, seed: {seed}}}"
     return Run("digits-bounded", folder / f"{bound}-{seed}", (how, *COMMON, delays, f"seed={seed}"))
 
 

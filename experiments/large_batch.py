@@ -11,15 +11,15 @@ import statistics
 from pathlib import Path
 
 from experiments.plots import Axis, Line, curves
-from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, over_seeds, train_all
+from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, over_seeds, summary, train_all
 
 SAMPLES = 32
 BATCHES = (32, 64, 128, 256, 512, 1024)
-LARGE = 512
+LARGE = 256
 EPOCHS = 30
 COMMON = (
     "parallel={workers: 1, device: cpu}",
-    f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}}}",
+    f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}, last_batch: drop}}",
     "checkpoint.every_steps=100000",
     "logging={every_steps: 50, tensorboard: false}",
 )
@@ -42,20 +42,28 @@ def make(folder: Path, seeds: range) -> None:
     ways = {way: [_run(folder, way, LARGE, seed) for seed in seeds] for way in WAYS}
     train_all([run for runs in (*recipe.values(), *ways.values()) for run in runs], side_by_side=True)
     errors: dict[float, MeanAndSpread | float] = {batch: _errors(runs) for batch, runs in recipe.items()}
-    print(
-        markdown(
-            ["batch", "rate", "validation error, %"], [(f"{b:g}", 0.1 * b / 32, e) for b, e in errors.items()]
+    rows = [
+        (
+            f"{batch}",
+            f"{0.1 * batch / SAMPLES:g}",
+            summary(runs[0].run_dir)["steps"],
+            errors[batch],
+            _losses(runs),
         )
-    )
+        for batch, runs in recipe.items()
+    ]
+    print(markdown(["batch", "rate", "updates", "validation error, %", "loss"], rows))
     at_large = {way: _errors(runs) for way, runs in ways.items()}
     print()
-    print(markdown([f"batch {LARGE}", "validation error, %"], at_large.items()))
+    print(
+        markdown([f"batch {LARGE}", "error, %", "loss"], [(w, at_large[w], _losses(ways[w])) for w in WAYS])
+    )
     others: dict[str, Line] = {way: {LARGE: found} for way, found in at_large.items() if way != RECIPE}
     curves(
         "large_batch",
         "Error against the batch: flat, then an elbow",
         Axis("samples of an update", log=True),
-        Axis("validation error, %", log=True),
+        Axis("validation error, %"),
         {"linear scaling, gradual warmup": errors, **others},
     )
 
@@ -72,6 +80,12 @@ def _errors(runs: list[Run]) -> MeanAndSpread:
         last = [100 * (1 - line["accuracy"]) for line in lines_of(run.run_dir, "val")[-5:]]
         found.append(statistics.median(last))
     return over_seeds(found)
+
+
+def _losses(runs: list[Run]) -> MeanAndSpread:
+    return over_seeds(
+        [statistics.median(line["loss"] for line in lines_of(run.run_dir, "val")[-5:]) for run in runs]
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from experiments.runs import MeanAndSpread, Run, command, markdown, over_seeds, 
 WORKERS = 2
 SAMPLES = 16
 STEPS = 300
-LENGTHS = (1, 5, 20, 100)
+LENGTHS = (2, 10, 50)
 COMMON = (
     "task_options={context: 64, validation_share: 0.005}",
     "model={name: gpt, layers: 2, heads: 4, width: 64}",
@@ -39,13 +39,13 @@ def make(folder: Path, seeds: range) -> None:
     train_all([run for runs in (alone, together, *local.values()) for run in runs])
     rows: list[tuple[object, ...]] = [
         ("one worker alone", 0, _losses(alone)),
-        ("two, gradients every step", 1, _losses(together)),
+        ("two, gradients every step", STEPS, _losses(together)),
     ]
     lines: dict[str, dict[float, MeanAndSpread | float]] = {outer: {} for outer in OUTER}
     for (outer, length), runs in local.items():
         lines[outer][length] = _losses(runs)
-        rows.append((f"two, {outer}, H = {length}", f"1/{length}", _losses(runs)))
-    print(markdown(["", "messages a step", "validation loss"], rows))
+        rows.append((f"two, {outer}, H = {length}", STEPS // length, _losses(runs)))
+    print(markdown(["", "exchanges", "validation loss"], rows))
     bounds = {"one worker alone": alone, "gradients every step": together}
     curves(
         "local_steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -67,15 +69,19 @@ def over_seeds(numbers: Sequence[float]) -> MeanAndSpread:
 
 @dataclass(frozen=True)
 class Run:
-    """A run to be made: a configuration of configs/, by name, and what is different."""
+    """A run to be made: a configuration of configs/, by name, and what is different.
+
+    ``may_fail`` says that a failure of it is an outcome, not an error.
+    """
 
     config: str
     run_dir: Path
     overrides: tuple[str, ...]
+    may_fail: bool = False
 
 
 def train_all(runs: Iterable[Run], side_by_side: bool = False) -> None:
-    """Make all runs that are not done already; raises RuntimeError if one fails.
+    """Make all runs that are not done already; raises RuntimeError if one fails, after all others.
 
     ``side_by_side`` gives each a core of its own, for runs of one worker of which no time is measured.
     """
@@ -87,30 +93,51 @@ def train_all(runs: Iterable[Run], side_by_side: bool = False) -> None:
         # Of this thread alone, and of the processes that it starts.
         os.sched_setaffinity(0, {cores.get()})
 
+    failed: list[str] = []
     lanes, begin = (cores.qsize(), settle) if side_by_side else (1, None)
     with ThreadPoolExecutor(lanes, initializer=begin) as pool:
-        for done in pool.map(_train, runs):
-            print(f"  {done.name}", file=sys.stderr, flush=True)
+        for error in pool.map(_train, runs):
+            failed += [] if error is None else [error]
+    if failed:
+        raise RuntimeError("\n".join(failed))
 
 
-def _train(run: Run) -> Path:
-    return train(ROOT / "configs" / f"{run.config}.yaml", run.run_dir, *run.overrides)
+def _train(run: Run) -> str | None:
+    """Make a run and say so; return why it failed, None where that is an outcome like any other."""
+    try:
+        train(ROOT / "configs" / f"{run.config}.yaml", run.run_dir, *run.overrides)
+    except RuntimeError as error:
+        print(f"  {run.run_dir.name}: failed", file=sys.stderr, flush=True)
+        return None if run.may_fail else str(error)
+    print(f"  {run.run_dir.name}", file=sys.stderr, flush=True)
+    return None
 
 
 def train(config: Path, run_dir: Path, *overrides: str) -> Path:
     """Train unless it is done already, and return the run directory; raises RuntimeError if it fails.
 
-    A run that was made with other settings is made anew.
+    A run that was broken off, or made with other settings or another program, is made anew.
     """
-    asked, note = json.dumps([config.read_text(), *overrides]), run_dir / ASKED
-    if run_dir.exists() and not (note.exists() and note.read_text() == asked):
-        shutil.rmtree(run_dir)
-    if (run_dir / "summary.json").exists() and summary(run_dir)["status"] == "done":
+    asked, note = json.dumps([config.read_text(), overrides, _program_hash()]), run_dir / ASKED
+    if note.exists() and note.read_text() == asked and is_done(run_dir):
         return run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
     note.write_text(asked)
     _program("run", str(config), *overrides, "--run-dir", str(run_dir))
     return run_dir
+
+
+def is_done(run_dir: Path) -> bool:
+    """Say whether a run came to its end."""
+    return (run_dir / "summary.json").exists() and summary(run_dir)["status"] == "done"
+
+
+@cache
+def _program_hash() -> str:
+    """Return a hash of the program's source."""
+    files = sorted((ROOT / "dist_train").rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def evaluate(*run_dirs: Path, checkpoints: Sequence[int] = ()) -> dict[str, Any]:

@@ -7,12 +7,16 @@ import math
 
 import pytest
 
-from experiments.time_to_quality import COUPLINGS, LENGTH, SAMPLES, cell, reached
+from dist_train import load_config
+from dist_train.plan import make_plan
+from experiments.runs import ROOT
+from experiments.time_to_quality import BETWEEN, COUPLINGS, LENGTH, _run, cell, reached
 
 
 def records(folder, losses, events):
     """A run with a validation after every 100 samples and 10 s of training."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text('{"status": "done"}')
     lines = [
         {"kind": "val", "step": number, "samples": 100 * number, "wall_s": 10.0 * number, "loss": loss}
         for number, loss in enumerate(losses, start=1)
@@ -33,6 +37,11 @@ class TestReached:
         records(tmp_path, [0.5, 0.3], [START])
         assert reached(tmp_path, replicas=1, loss=0.2) == (math.inf, math.inf)
 
+    def test_is_never_where_the_run_gave_up(self, tmp_path):
+        records(tmp_path, [0.5, 0.1], [START])
+        (tmp_path / "summary.json").write_text('{"status": "failed"}')
+        assert reached(tmp_path, replicas=1, loss=0.2) == (math.inf, math.inf)
+
     def test_includes_what_failures_took(self, tmp_path):
         # After the checkpoint of step 1 (wall time 10 s) it failed, and went on 42 s after its start.
         again = {"time": 1042.0, "event": "start", "step": 1}
@@ -43,17 +52,25 @@ class TestReached:
         assert (seconds, samples) == pytest.approx((42.0 + 20.0, 300.0))
 
     def test_is_that_of_replica_0_and_counts_the_samples_of_all(self, tmp_path):
+        records(tmp_path, [], [])
         records(tmp_path / "replica_0", [0.5, 0.2], [START])
         assert reached(tmp_path, replicas=2, loss=0.2) == pytest.approx((20.0, 400.0))
 
 
 def test_a_cell_shows_the_median_and_the_range():
     assert cell([(3.0, 2000.0), (1.0, 1000.0), (2.0, 1500.0)]) == "2.0 (1.0 to 3.0); 1.5k"
-    assert cell([(math.inf, math.inf), (1.0, 1000.0), (math.inf, math.inf)]) == "not reached"
+    assert cell([(math.inf, math.inf), (1.0, 1000.0)]) == "1.0 (1.0 to 1.0); 1.0k, 1 of 2 runs"
+    assert cell([(math.inf, math.inf)]) == "not reached"
 
 
 @pytest.mark.parametrize("name", COUPLINGS)
-def test_all_couplings_validate_after_the_same_samples_and_end_with_a_validation(name):
-    coupling = COUPLINGS[name]
-    assert coupling.every * coupling.groups * SAMPLES == 768
-    assert LENGTH % 768 == 0
+def test_all_couplings_validate_after_the_same_samples_and_end_with_a_validation(name, tmp_path):
+    run = _run(tmp_path, "even", name, 0)
+    config = load_config(ROOT / "configs/digits-sync.yaml", list(run.overrides))
+    workers = config.parallel.workers
+    plan = make_plan(config, workers, 1437)
+    between = config.validation.every_steps * plan.samples_per_update
+    assert between == BETWEEN
+    # Each epoch's last update is as large as all others.
+    assert config.train.last_batch == "drop"
+    assert LENGTH % BETWEEN == 0
