@@ -1,7 +1,7 @@
 """Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
 
 python -m experiments.codistillation [text] [scarce] [transfer] [churn] [intervals] [overshoot]
-    [--folder DIR] [--seeds 4]
+    [weight_decay] [--folder DIR] [--seeds 4]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from experiments.runs import (
     ROOT,
@@ -146,6 +147,45 @@ def overshoot(folder: Path, seeds: int) -> None:
             )
 
 
+def weight_decay(folder: Path, seeds: int) -> None:
+    """Print what less and less weight decay does to codistilled replicas, and to all-reduce.
+
+    As in Sodhani et al. 2020: two workers either way, as many updates, milestones at a third and two thirds.
+    """
+    ways = {
+        "all-reduce": (30, ("parallel={workers: 2, device: cpu}", "codistill=null")),
+        "codistilled": (
+            15,
+            ("parallel={workers: 1, replicas: 2, device: cpu}", "codistill={interval: 20, data: same}"),
+        ),
+    }
+    for name, (epochs, how) in ways.items():
+        milestones = [epochs // 3, 2 * epochs // 3]
+        for course in ("constant", "falling"):
+            factors = f", weight_decay: {{milestones: {milestones}, factors: [0.1, 0]}}"
+            trained, found = [], []
+            for seed in range(seeds):
+                run_dir = folder / f"decay-{name}-{course}-{100 * seed}"
+                decay = (
+                    f"decay: {{kind: step, milestones: {milestones}}}{factors if course == 'falling' else ''}"
+                )
+                settings = (
+                    f"seed={100 * seed}",
+                    *how,
+                    f"train={{epochs: {epochs}, batch_size: 32, last_batch: drop}}",
+                    "optimizer={name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-3}",
+                    f"schedule={{base_batch: 32, {decay}}}",
+                )
+                train(ROOT / "configs/digits-codistill.yaml", run_dir, *settings)
+                part = run_dir / "replica_0" if name == "codistilled" else run_dir
+                trained.append(fmean(line["loss"] for line in lines_of(part, "train")[-5:]))
+                found.append(validations(part).final)
+            print(
+                f"decay  {name:11} weight decay {course:8}: training loss {over_seeds(trained)}, "
+                f"validation loss {over_seeds(found)}"
+            )
+
+
 def print_churn(what: str, runs: Sequence[Path]) -> None:
     """Print how far each run is from the next one: their copies 0, and their ensembles."""
     compared = [evaluate(*pair)["churn"] for pair in zip(runs[::2], runs[1::2], strict=True)]
@@ -163,6 +203,7 @@ EXPERIMENTS = {
     "churn": churn,
     "intervals": intervals,
     "overshoot": overshoot,
+    "weight_decay": weight_decay,
 }
 
 

@@ -79,7 +79,9 @@ def test_an_experiment_prints_tables_and_draws_its_plots(name, images, drawn, tm
     assert sorted(file.stem for file in drawn.glob("*.png")) == images
 
 
-@pytest.mark.parametrize("name", ["text", "scarce", "transfer", "churn", "intervals", "overshoot"])
+@pytest.mark.parametrize(
+    "name", ["text", "scarce", "transfer", "churn", "intervals", "overshoot", "weight_decay"]
+)
 def test_the_experiments_on_codistillation_print_a_line_for_each_setting(name, drawn, tmp_path, capsys):
     from experiments import codistillation
 
