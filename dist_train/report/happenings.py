@@ -105,8 +105,7 @@ class Happenings:
         if kind in ("start", "restart", "failure"):
             self.starts.append(event)
         if kind == "failure" and isinstance(event.get("member"), int):
-            lost = int(number(event.get("incarnation"))), number(event.get("time"))
-            self._awaited[event["member"]] = lost
+            self._is_gone(event["member"], int(number(event.get("incarnation"))), number(event.get("time")))
         if kind == "rolled_back":
             self.lost_updates += number(event.get("lost_updates"))
         fault = fault_of(event, restarting=self._is_restarting())
@@ -126,6 +125,11 @@ class Happenings:
 
     def _is_restarting(self) -> bool:
         return len(self.starts) > 1 and self.starts[-2].get("event") == "restart"
+
+    def _is_gone(self, member: int, incarnation: int, clock: float) -> None:
+        # A successor that dies before its first gradient has not ended the absence.
+        _, since = self._awaited.get(member, (incarnation, clock))
+        self._awaited[member] = (incarnation, since)
 
     def _came_back(self, event: Event) -> None:
         for gradient in event.get("gradients") or ():

@@ -85,6 +85,21 @@ def test_a_member_that_never_came_back_is_absent_to_the_end() -> None:
     assert told(lost, {"event": "checkpoint", "time": 30.0}).absent() == [(1, 10.0, 30.0)]
 
 
+def test_a_successor_that_fails_before_its_first_gradient_ends_no_absence() -> None:
+    lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 0, "rank": 1}
+    again = {**lost, "time": 14.0, "incarnation": 1}
+    # The successor of the second comes back: not the one that failed.
+    found = told(lost, again, update(15.0, 1, 1), update(19.0, 1, 2))
+    assert found.absent() == [(1, 10.0, 19.0)]
+
+
+def test_a_member_that_came_back_is_absent_anew() -> None:
+    lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 0, "rank": 1}
+    again = {**lost, "time": 20.0, "incarnation": 1}
+    found = told(lost, update(12.0, 1, 1), again, update(23.0, 1, 2))
+    assert found.absent() == [(1, 10.0, 12.0), (1, 20.0, 23.0)]
+
+
 def test_updates_are_read_only_while_somebody_is_absent() -> None:
     line = json.dumps({"time": 1795856641.892, **update(0, 1, 0)}).encode()
     found = Happenings()
