@@ -97,6 +97,8 @@ class Happenings:
         self.last_clock = max(self.last_clock, number(event.get("time")))
         if kind == "update":
             self._came_back(event)
+        elif kind == "start":
+            self._all_come_back(number(event.get("time")))
         elif kind == "checkpoint":
             figures = (number(event.get(name)) for name in ("time", "step", "seconds", "stall_s"))
             self.saved.append(Saved(*figures))
@@ -137,6 +139,11 @@ class Happenings:
             if member in self._awaited and number(incarnation) > self._awaited[member][0]:
                 _, since = self._awaited.pop(member)
                 self.replaced.append((member, since, number(event.get("time"))))
+
+    def _all_come_back(self, clock: float) -> None:
+        # All members start with the coordinator, and count their incarnations from 0 again.
+        self.replaced += [(member, since, clock) for member, (_, since) in self._awaited.items()]
+        self._awaited.clear()
 
 
 def fault_of(event: Event, restarting: bool = False) -> Fault | None:

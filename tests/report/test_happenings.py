@@ -100,6 +100,17 @@ def test_a_member_that_came_back_is_absent_anew() -> None:
     assert found.absent() == [(1, 10.0, 12.0), (1, 20.0, 23.0)]
 
 
+def test_nobody_is_absent_once_all_have_started_again() -> None:
+    lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 2, "rank": 1}
+    start = {"event": "start", "time": 18.0, "step": 5}
+    found = told(lost, start, update(20.0, 1, 0), {"event": "checkpoint", "time": 90.0})
+    assert found.absent() == [(1, 10.0, 18.0)]
+    # The incarnations are counted anew.
+    for event in ({**lost, "time": 91.0, "incarnation": 0}, update(95.0, 1, 1)):
+        found.add(event)
+    assert found.absent() == [(1, 10.0, 18.0), (1, 91.0, 95.0)]
+
+
 def test_updates_are_read_only_while_somebody_is_absent() -> None:
     line = json.dumps({"time": 1795856641.892, **update(0, 1, 0)}).encode()
     found = Happenings()
