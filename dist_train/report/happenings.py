@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dist_train.report.history import Event, number
+from dist_train.report.history import FAILURES, RESTARTS, Event, number
 from dist_train.rules.staleness import Staleness, over_windows
 
 Kind = Literal["failure", "restart", "shard", "refused", "straggler", "stop", "warning"]
@@ -104,7 +104,7 @@ class Happenings:
             self.saved.append(Saved(*figures))
         elif kind == "staleness":
             self._histograms.append(event)
-        if kind in ("start", "restart", "failure"):
+        if kind in ("start", *FAILURES, *RESTARTS):
             self.starts.append(event)
         if kind == "failure" and isinstance(event.get("member"), int):
             self._is_gone(event["member"], int(number(event.get("incarnation"))), number(event.get("time")))
@@ -126,7 +126,7 @@ class Happenings:
         return [*self.replaced, *gone]
 
     def _is_restarting(self) -> bool:
-        return len(self.starts) > 1 and self.starts[-2].get("event") == "restart"
+        return len(self.starts) > 1 and self.starts[-2].get("event") in RESTARTS
 
     def _is_gone(self, member: int, incarnation: int, clock: float) -> None:
         # A successor that dies before its first gradient has not ended the absence.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -107,11 +108,16 @@ class Measured:
         return names[member] if 0 <= member < len(names) else str(member)
 
 
-def measure(label: str, directory: Path, points: int) -> Measured:
-    """Read what there is of a run's records; each curve has at most ``2 * points`` stretches."""
+def measure(label: str, directory: Path, points: int, told: Iterable[Record] = ()) -> Measured:
+    """Read what there is of a run's records; each curve has at most ``2 * points`` stretches.
+
+    ``told``: events that are not in its own records, in order.
+    """
     found = Measured(label, directory, Working(limit=1))
     events = Reader(directory / EVENTS)
-    for event in events.each(found.happenings.wants):
+    own = events.each(found.happenings.wants)
+    # Reads no further ahead than the next line, as what is wanted depends on what came before.
+    for event in heapq.merge(own, told, key=lambda event: number(event.get("time"))):
         found.happenings.add(event)
     starts = found.happenings.starts
     found.working.step = number(starts[0].get("step")) if starts else 0.0

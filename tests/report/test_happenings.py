@@ -62,6 +62,16 @@ def test_a_start_after_a_restart_is_told_once() -> None:
     assert found.counts == {"restart": 1}
 
 
+def test_the_start_of_a_replica_that_the_run_starts_again_is_told_once() -> None:
+    found = told(
+        {"event": "start", "step": 0},
+        {"event": "replica_failure", "replica": 1, "error": "was killed by SIGKILL"},
+        {"event": "replica_restart", "replica": 1, "from_step": 5},
+        {"event": "start", "step": 5},
+    )
+    assert found.counts == {"failure": 1, "restart": 1}
+
+
 def test_of_very_many_faults_all_are_counted() -> None:
     found = told(*[{"event": "refused", "time": 1.0}] * (MOST_SHOWN + 5))
     assert len(found.faults) == MOST_SHOWN
