@@ -88,7 +88,11 @@ def _parts(subject: Subject, points: int) -> list[Measured]:
         number = event.get("replica")
         if isinstance(number, int) and number in subject.replicas:
             told[subject.replicas[number]].append(event)
-    return [measure(label, path, points, told.get(path, ())) for label, path in subject.parts]
+    parts = [measure(label, path, points, told.get(path, ())) for label, path in subject.parts]
+    origin = min((part.origin for part in parts if part.origin), default=0.0)
+    for part in parts:
+        part.origin = origin
+    return parts
 
 
 def _write(path: Path, content: bytes) -> None:

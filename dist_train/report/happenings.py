@@ -72,7 +72,10 @@ class Saved:
 
 @dataclass
 class Happenings:
-    """What the events of a run come to; ``add`` takes them in order."""
+    """What the events of a run come to; ``add`` takes them in order.
+
+    ``first_clock`` and ``last_clock`` are those of all events, 0 where none has a time.
+    """
 
     starts: list[Event] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -80,6 +83,7 @@ class Happenings:
     saved: list[Saved] = field(default_factory=list)
     lost_updates: float = 0.0
     replaced: list[tuple[int, float, float]] = field(default_factory=list)
+    first_clock: float = 0.0
     last_clock: float = 0.0
     _histograms: list[Event] = field(default_factory=list)
     _awaited: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -93,12 +97,14 @@ class Happenings:
 
     def add(self, event: Event) -> None:
         """Take the next event; one that says less than it should counts for what it says."""
-        kind = event.get("event")
-        self.last_clock = max(self.last_clock, number(event.get("time")))
+        kind, clock = event.get("event"), number(event.get("time"))
+        self.last_clock = max(self.last_clock, clock)
+        if clock > 0:
+            self.first_clock = min(self.first_clock or clock, clock)
         if kind == "update":
             self._came_back(event)
         elif kind == "start":
-            self._all_come_back(number(event.get("time")))
+            self._all_come_back(clock)
         elif kind == "checkpoint":
             figures = (number(event.get(name)) for name in ("time", "step", "seconds", "stall_s"))
             self.saved.append(Saved(*figures))
@@ -107,7 +113,7 @@ class Happenings:
         if kind in ("start", *FAILURES, *RESTARTS):
             self.starts.append(event)
         if kind == "failure" and isinstance(event.get("member"), int):
-            self._is_gone(event["member"], int(number(event.get("incarnation"))), number(event.get("time")))
+            self._is_gone(event["member"], int(number(event.get("incarnation"))), clock)
         if kind == "rolled_back":
             self.lost_updates += number(event.get("lost_updates"))
         fault = fault_of(event, restarting=self._is_restarting())

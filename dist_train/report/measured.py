@@ -55,11 +55,15 @@ class Curve:
 
 @dataclass
 class Measured:
-    """``training`` and ``validation`` hold a curve for each measure; ``damaged`` lines could not be read."""
+    """``training`` and ``validation`` hold a curve for each measure; ``damaged`` lines could not be read.
+
+    ``origin`` is the clock that a person counts from: that of the first event, of all replicas of a run.
+    """
 
     label: str
     directory: Path
     working: Working
+    origin: float = 0.0
     training: dict[str, Curve] = field(default_factory=dict)
     validation: dict[str, Curve] = field(default_factory=dict)
     validations: Thinned = field(default_factory=lambda: _validations(TRACK_POINTS))
@@ -75,6 +79,10 @@ class Measured:
     def history(self) -> History:
         columns = (self.passed.column(axis) for axis in ("step", "samples", "wall_s"))
         return History(attempts(self.happenings.starts), track(*columns))
+
+    def since_origin(self, clock: float) -> float:
+        """Return the seconds from the origin to a moment of the clock; 0 for an event without a time."""
+        return max(0.0, clock - self.origin)
 
     def spent(self) -> dict[str, Spent]:
         """Return each worker's seconds by use."""
@@ -119,6 +127,7 @@ def measure(label: str, directory: Path, points: int, told: Iterable[Record] = (
     # Reads no further ahead than the next line, as what is wanted depends on what came before.
     for event in heapq.merge(own, told, key=lambda event: number(event.get("time"))):
         found.happenings.add(event)
+    found.origin = found.happenings.first_clock
     starts = found.happenings.starts
     found.working.step = number(starts[0].get("step")) if starts else 0.0
     found.damaged = events.damaged

@@ -103,6 +103,15 @@ def test_what_a_run_says_of_a_replica_stands_in_order_among_its_own_events(make_
     assert told == ["replica 1 failed: was killed", "replica 1 starts again from step 10", "later"]
 
 
+def test_faults_of_all_replicas_count_from_the_first_event_of_the_run(make_run: MakeRun) -> None:
+    run = make_run("pair")
+    for number, start in enumerate((100.0, 103.0)):
+        failure = {"event": "failure", "time": 110.0, "rank": 0, "error": "boom"}
+        make_run(f"pair/replica_{number}", events=[{"event": "start", "time": start, "step": 0}, failure])
+    found = tables.faults(package._measured(package.subjects.find([run])))
+    assert [row[1] for row in found.rows] == ["10s", "10s"]
+
+
 def test_what_is_no_run_is_refused_and_nothing_is_written(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         report([make_run(), tmp_path / "nowhere"], tmp_path / "out")
