@@ -12,7 +12,7 @@ from dist_train.errors import ConfigError
 from dist_train.layout import EVENTS, SUMMARY
 from dist_train.report import subjects
 from dist_train.report.measured import Measured, measure
-from dist_train.report.reading import Reader
+from dist_train.report.reading import Reader, Record
 from dist_train.report.subjects import Subject
 from dist_train.report.tables import Reported
 from dist_train.report.trace import trace
@@ -83,12 +83,15 @@ def _measured(found: Sequence[Subject]) -> list[Reported]:
 
 def _parts(subject: Subject, points: int) -> list[Measured]:
     """Read the records of a run; what it says of one of its replicas belongs to that replica's."""
-    parts = [measure(label, path, points) for label, path in subject.parts]
-    if subject.replicas:
-        by_number = dict(zip(subject.replicas, parts, strict=True))
-        for event in Reader(subject.directory / EVENTS).each():
-            if event.get("replica") in by_number:
-                by_number[event["replica"]].happenings.add(event)
+    told: dict[Path, list[Record]] = {path: [] for path in subject.replicas.values()}
+    for event in Reader(subject.directory / EVENTS).each() if told else ():
+        number = event.get("replica")
+        if isinstance(number, int) and number in subject.replicas:
+            told[subject.replicas[number]].append(event)
+    parts = [measure(label, path, points, told.get(path, ())) for label, path in subject.parts]
+    origin = min((part.origin for part in parts if part.origin), default=0.0)
+    for part in parts:
+        part.origin = origin
     return parts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dist_train.report.history import Event, number
+from dist_train.report.history import FAILURES, RESTARTS, Event, number
 from dist_train.rules.staleness import Staleness, over_windows
 
 Kind = Literal["failure", "restart", "shard", "refused", "straggler", "stop", "warning"]
@@ -72,7 +72,10 @@ class Saved:
 
 @dataclass
 class Happenings:
-    """What the events of a run come to; ``add`` takes them in order."""
+    """What the events of a run come to; ``add`` takes them in order.
+
+    ``first_clock`` and ``last_clock`` are those of all events, 0 where none has a time.
+    """
 
     starts: list[Event] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -80,6 +83,7 @@ class Happenings:
     saved: list[Saved] = field(default_factory=list)
     lost_updates: float = 0.0
     replaced: list[tuple[int, float, float]] = field(default_factory=list)
+    first_clock: float = 0.0
     last_clock: float = 0.0
     _histograms: list[Event] = field(default_factory=list)
     _awaited: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -93,20 +97,23 @@ class Happenings:
 
     def add(self, event: Event) -> None:
         """Take the next event; one that says less than it should counts for what it says."""
-        kind = event.get("event")
-        self.last_clock = max(self.last_clock, number(event.get("time")))
+        kind, clock = event.get("event"), number(event.get("time"))
+        self.last_clock = max(self.last_clock, clock)
+        if clock > 0:
+            self.first_clock = min(self.first_clock or clock, clock)
         if kind == "update":
             self._came_back(event)
+        elif kind == "start":
+            self._all_come_back(clock)
         elif kind == "checkpoint":
             figures = (number(event.get(name)) for name in ("time", "step", "seconds", "stall_s"))
             self.saved.append(Saved(*figures))
         elif kind == "staleness":
             self._histograms.append(event)
-        if kind in ("start", "restart", "failure"):
+        if kind in ("start", *FAILURES, *RESTARTS):
             self.starts.append(event)
         if kind == "failure" and isinstance(event.get("member"), int):
-            lost = int(number(event.get("incarnation"))), number(event.get("time"))
-            self._awaited[event["member"]] = lost
+            self._is_gone(event["member"], int(number(event.get("incarnation"))), clock)
         if kind == "rolled_back":
             self.lost_updates += number(event.get("lost_updates"))
         fault = fault_of(event, restarting=self._is_restarting())
@@ -125,7 +132,12 @@ class Happenings:
         return [*self.replaced, *gone]
 
     def _is_restarting(self) -> bool:
-        return len(self.starts) > 1 and self.starts[-2].get("event") == "restart"
+        return len(self.starts) > 1 and self.starts[-2].get("event") in RESTARTS
+
+    def _is_gone(self, member: int, incarnation: int, clock: float) -> None:
+        # A successor that dies before its first gradient has not ended the absence.
+        _, since = self._awaited.get(member, (incarnation, clock))
+        self._awaited[member] = (incarnation, since)
 
     def _came_back(self, event: Event) -> None:
         for gradient in event.get("gradients") or ():
@@ -133,6 +145,11 @@ class Happenings:
             if member in self._awaited and number(incarnation) > self._awaited[member][0]:
                 _, since = self._awaited.pop(member)
                 self.replaced.append((member, since, number(event.get("time"))))
+
+    def _all_come_back(self, clock: float) -> None:
+        # All members start with the coordinator, and count their incarnations from 0 again.
+        self.replaced += [(member, since, clock) for member, (_, since) in self._awaited.items()]
+        self._awaited.clear()
 
 
 def fault_of(event: Event, restarting: bool = False) -> Fault | None:

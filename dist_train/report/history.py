@@ -17,13 +17,17 @@ from dist_train.report.thinning import Numbers
 
 Event = Mapping[str, Any]
 
+# What a launcher writes about its workers, and what the run of several replicas writes about one of them.
+FAILURES = ("failure", "replica_failure")
+RESTARTS = ("restart", "replica_restart")
+
 
 @dataclass(frozen=True)
 class Attempt:
     """One start of all workers, at ``step`` and at ``clock`` (seconds since the epoch).
 
-    ``failed`` is the clock of the failure that ended it, None where it ended otherwise or has not ended;
-    ``restarts`` says whether the next attempt was made by the run itself.
+    ``failed`` is the clock of the failure that ended it, the first of several; None where it ended otherwise
+    or has not ended. ``restarts`` says whether the next attempt was made by the run itself.
     """
 
     clock: float
@@ -72,9 +76,11 @@ def attempts(events: Iterable[Event]) -> list[Attempt]:
         kind, clock = event.get("event"), number(event.get("time"))
         if kind == "start":
             found.append(Attempt(clock, number(event.get("step"))))
-        elif found and kind == "failure" and "member" not in event:
-            found[-1] = Attempt(found[-1].clock, found[-1].step, failed=clock)
-        elif found and kind == "restart":
+        elif found and kind in FAILURES and "member" not in event:
+            last = found[-1]
+            # One that fails again before it starts is still on its way back from the first.
+            found[-1] = Attempt(last.clock, last.step, clock if last.failed is None else last.failed)
+        elif found and kind in RESTARTS:
             last = found[-1]
             found[-1] = Attempt(last.clock, last.step, last.failed, restarts=True)
     return found

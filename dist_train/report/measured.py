@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -54,11 +55,15 @@ class Curve:
 
 @dataclass
 class Measured:
-    """``training`` and ``validation`` hold a curve for each measure; ``damaged`` lines could not be read."""
+    """``training`` and ``validation`` hold a curve for each measure; ``damaged`` lines could not be read.
+
+    ``origin`` is the clock that a person counts from: that of the first event, of all replicas of a run.
+    """
 
     label: str
     directory: Path
     working: Working
+    origin: float = 0.0
     training: dict[str, Curve] = field(default_factory=dict)
     validation: dict[str, Curve] = field(default_factory=dict)
     validations: Thinned = field(default_factory=lambda: _validations(TRACK_POINTS))
@@ -74,6 +79,10 @@ class Measured:
     def history(self) -> History:
         columns = (self.passed.column(axis) for axis in ("step", "samples", "wall_s"))
         return History(attempts(self.happenings.starts), track(*columns))
+
+    def since_origin(self, clock: float) -> float:
+        """Return the seconds from the origin to a moment of the clock; 0 for an event without a time."""
+        return max(0.0, clock - self.origin)
 
     def spent(self) -> dict[str, Spent]:
         """Return each worker's seconds by use."""
@@ -107,12 +116,18 @@ class Measured:
         return names[member] if 0 <= member < len(names) else str(member)
 
 
-def measure(label: str, directory: Path, points: int) -> Measured:
-    """Read what there is of a run's records; each curve has at most ``2 * points`` stretches."""
+def measure(label: str, directory: Path, points: int, told: Iterable[Record] = ()) -> Measured:
+    """Read what there is of a run's records; each curve has at most ``2 * points`` stretches.
+
+    ``told``: events that are not in its own records, in order.
+    """
     found = Measured(label, directory, Working(limit=1))
     events = Reader(directory / EVENTS)
-    for event in events.each(found.happenings.wants):
+    own = events.each(found.happenings.wants)
+    # Reads no further ahead than the next line, as what is wanted depends on what came before.
+    for event in heapq.merge(own, told, key=lambda event: number(event.get("time"))):
         found.happenings.add(event)
+    found.origin = found.happenings.first_clock
     starts = found.happenings.starts
     found.working.step = number(starts[0].get("step")) if starts else 0.0
     found.damaged = events.damaged

@@ -87,10 +87,9 @@ def faults(runs: Sequence[Reported]) -> Table:
     for run in runs:
         history = run.measured.history
         total += run.measured.happenings.counts.total()
-        start = history.attempts[0].clock if history.attempts else None
         for fault in run.measured.happenings.faults:
             _, step, _ = place(fault, history)
-            when = NOTHING if start is None else duration(max(0.0, fault.clock - start))
+            when = duration(run.measured.since_origin(fault.clock)) if fault.clock else NOTHING
             kind = happenings.IN_WORDS[fault.kind]
             rows.append((run.measured.label, when, f"{step:,.0f}", kind, fault.text))
     head = ("run", "after", "step", "what", "in its words")

@@ -1,8 +1,9 @@
 """A run's timeline in Chrome's trace format, which Perfetto opens: a track for each worker.
 
-The format: "Trace Event Format" by the Chromium project. Times are microseconds since the run's first start,
-by the clock: what a failure threw away, and the way back, are there too. A worker's track is as fine as
-training lines are: each window between two of them is filled with what the worker did in it, use by use.
+The format: "Trace Event Format" by the Chromium project. Times are microseconds since the run's first event,
+by the clock: what a failure threw away, and the way back, are there too, and the replicas of one run line up.
+A worker's track is as fine as training lines are: each window between two of them is filled with what the
+worker did in it, use by use.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _of_run(run: Measured, process: int) -> Iterator[TraceEvent]:
     yield from _working(run, history, process)
     yield from _whole_run(run, history, process)
     for saved in run.happenings.saved:
-        yield _saved(saved, _since_start(history, saved.clock), process)
+        yield _saved(saved, run.since_origin(saved.clock), process)
     yield from _faults(run, history, process)
     yield from _counters(run, history, process)
 
@@ -55,10 +56,10 @@ def _working(run: Measured, history: History, process: int) -> Iterator[TraceEve
     tracks = {name: FIRST_WORKER + place for place, name in enumerate(run.working.totals)}
     for name, start, end, seconds in run.working.shown():
         # What a window begins with, a validation say, is on the run's own track.
-        at = history.clock_of(end) - min(float(seconds.sum()), end - start)
+        at = _at_wall(run, history, end) - min(float(seconds.sum()), end - start)
         for use, length in zip(BY_LINE, seconds, strict=True):
             # What was measured may exceed the window by rounding; tracks must not overlap.
-            length = min(float(length), history.clock_of(end) - at)
+            length = min(float(length), _at_wall(run, history, end) - at)
             if length > 0:
                 yield _slice(process, tracks[name], goodput.IN_WORDS[use], at, length)
                 at += length
@@ -67,17 +68,18 @@ def _working(run: Measured, history: History, process: int) -> Iterator[TraceEve
 def _whole_run(run: Measured, history: History, process: int) -> Iterator[TraceEvent]:
     ends, lengths = run.validations.column("end"), run.validations.column("seconds")
     for end, length in zip(ends, lengths, strict=True):
-        yield _slice(process, RUN, "validation", history.clock_of(float(end)) - float(length), float(length))
+        start = _at_wall(run, history, float(end)) - float(length)
+        yield _slice(process, RUN, "validation", start, float(length))
     for failed, length in history.lost():
-        yield _slice(process, RUN, "lost work", _since_start(history, failed) - length, length)
+        yield _slice(process, RUN, "lost work", run.since_origin(failed) - length, length)
     for failed, back in history.recoveries():
-        yield _slice(process, RUN, "recovery", _since_start(history, failed), back - failed)
+        yield _slice(process, RUN, "recovery", run.since_origin(failed), back - failed)
     for member, start, end in run.happenings.absent():
         # Several may be gone at once: each interval is a track of its own.
         event = {"cat": "recovery", "name": f"worker {run.name_of(member)} is replaced", "pid": process,
                  "tid": RUN, "id": f"{process}.{member}.{start}"}  # fmt: skip
-        yield {**event, "ph": "b", "ts": _since_start(history, start) * MICROSECONDS}
-        yield {**event, "ph": "e", "ts": _since_start(history, end) * MICROSECONDS}
+        yield {**event, "ph": "b", "ts": run.since_origin(start) * MICROSECONDS}
+        yield {**event, "ph": "e", "ts": run.since_origin(end) * MICROSECONDS}
 
 
 def _faults(run: Measured, history: History, process: int) -> Iterator[TraceEvent]:
@@ -90,7 +92,7 @@ def _faults(run: Measured, history: History, process: int) -> Iterator[TraceEven
             "pid": process,
             "tid": tracks.get(fault.worker or "", RUN),
             "name": IN_WORDS[fault.kind],
-            "ts": _since_start(history, fault.clock) * MICROSECONDS,
+            "ts": run.since_origin(fault.clock) * MICROSECONDS,
             "args": {"what": fault.text},
         }
 
@@ -104,7 +106,7 @@ def _counters(run: Measured, history: History, process: int) -> Iterator[TraceEv
             # A line may lack its wall time.
             if not isfinite(wall_s):
                 continue
-            at = history.clock_of(float(wall_s)) * MICROSECONDS
+            at = _at_wall(run, history, float(wall_s)) * MICROSECONDS
             yield {"ph": "C", "pid": process, "name": shown, "ts": at, "args": {shown: float(value)}}
 
 
@@ -126,5 +128,7 @@ def _slice(process: int, track: int, name: str, start: float, length: float) -> 
     }
 
 
-def _since_start(history: History, clock: float) -> float:
-    return clock - history.attempts[0].clock if history.attempts else clock
+def _at_wall(run: Measured, history: History, wall_s: float) -> float:
+    """Return the seconds from the origin until a wall time was reached for the last time."""
+    first = run.since_origin(history.attempts[0].clock) if history.attempts else 0.0
+    return first + history.clock_of(wall_s)

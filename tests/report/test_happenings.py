@@ -62,6 +62,16 @@ def test_a_start_after_a_restart_is_told_once() -> None:
     assert found.counts == {"restart": 1}
 
 
+def test_the_start_of_a_replica_that_the_run_starts_again_is_told_once() -> None:
+    found = told(
+        {"event": "start", "step": 0},
+        {"event": "replica_failure", "replica": 1, "error": "was killed by SIGKILL"},
+        {"event": "replica_restart", "replica": 1, "from_step": 5},
+        {"event": "start", "step": 5},
+    )
+    assert found.counts == {"failure": 1, "restart": 1}
+
+
 def test_of_very_many_faults_all_are_counted() -> None:
     found = told(*[{"event": "refused", "time": 1.0}] * (MOST_SHOWN + 5))
     assert len(found.faults) == MOST_SHOWN
@@ -83,6 +93,32 @@ def test_a_member_is_absent_until_its_successors_first_gradient() -> None:
 def test_a_member_that_never_came_back_is_absent_to_the_end() -> None:
     lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 0, "rank": 1}
     assert told(lost, {"event": "checkpoint", "time": 30.0}).absent() == [(1, 10.0, 30.0)]
+
+
+def test_a_successor_that_fails_before_its_first_gradient_ends_no_absence() -> None:
+    lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 0, "rank": 1}
+    again = {**lost, "time": 14.0, "incarnation": 1}
+    # The successor of the second comes back: not the one that failed.
+    found = told(lost, again, update(15.0, 1, 1), update(19.0, 1, 2))
+    assert found.absent() == [(1, 10.0, 19.0)]
+
+
+def test_a_member_that_came_back_is_absent_anew() -> None:
+    lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 0, "rank": 1}
+    again = {**lost, "time": 20.0, "incarnation": 1}
+    found = told(lost, update(12.0, 1, 1), again, update(23.0, 1, 2))
+    assert found.absent() == [(1, 10.0, 12.0), (1, 20.0, 23.0)]
+
+
+def test_nobody_is_absent_once_all_have_started_again() -> None:
+    lost = {"event": "failure", "time": 10.0, "member": 1, "incarnation": 2, "rank": 1}
+    start = {"event": "start", "time": 18.0, "step": 5}
+    found = told(lost, start, update(20.0, 1, 0), {"event": "checkpoint", "time": 90.0})
+    assert found.absent() == [(1, 10.0, 18.0)]
+    # The incarnations are counted anew.
+    for event in ({**lost, "time": 91.0, "incarnation": 0}, update(95.0, 1, 1)):
+        found.add(event)
+    assert found.absent() == [(1, 10.0, 18.0), (1, 91.0, 95.0)]
 
 
 def test_updates_are_read_only_while_somebody_is_absent() -> None:

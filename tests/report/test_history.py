@@ -41,6 +41,21 @@ def test_a_pause_until_somebody_starts_it_again_is_no_recovery() -> None:
     assert history(EVENTS[0], EVENTS[1], EVENTS[3]).recoveries() == []
 
 
+def test_one_that_fails_again_before_it_starts_is_on_its_way_back_from_the_first() -> None:
+    again = [{**EVENTS[1], "time": 1009.5}, {**EVENTS[2], "time": 1009.6}]
+    found = history(*EVENTS[:3], *again, EVENTS[3])
+    assert found.lost() == [(1008.0, pytest.approx(3.0))]
+    assert found.recoveries() == [(1008.0, 1011.0)]
+
+
+def test_a_replica_fails_and_starts_again_as_a_run_does() -> None:
+    failure = {"event": "replica_failure", "time": 1008.0, "replica": 1, "status": -9}
+    restart = {"event": "replica_restart", "time": 1008.1, "replica": 1, "from_step": 50}
+    found = history(EVENTS[0], failure, restart, EVENTS[3])
+    assert found.lost() == history(*EVENTS).lost()
+    assert found.recoveries() == history(*EVENTS).recoveries()
+
+
 def test_the_failure_of_one_member_ends_no_attempt() -> None:
     lost_member = {"event": "failure", "time": 1003.0, "rank": 1, "member": 1, "incarnation": 0}
     (attempt,) = attempts([EVENTS[0], lost_member])

@@ -11,7 +11,9 @@ import pytest
 
 from dist_train import report as package
 from dist_train.errors import ConfigError
-from dist_train.report import report
+from dist_train.report import report, tables
+from dist_train.report.goodput import goodput
+from dist_train.report.tables import Reported
 from tests.report.conftest import MakeRun, train, validation
 
 
@@ -68,6 +70,46 @@ def test_replicas_are_curves_of_their_own_and_have_the_runs_events(make_run: Mak
     assert "pair, replica 0" in text
     assert "Teacher lag" in text
     assert "replica 1 failed: was killed" in text
+
+
+def of_a_killed_replica(make_run: MakeRun) -> list[Reported]:
+    """Make a run whose replica 1 was killed at step 30 and began again from step 10, and measure it."""
+    told = [
+        {"event": "replica_failure", "time": 103.0, "replica": 1, "status": -9, "error": "was killed"},
+        {"event": "replica_restart", "time": 103.0, "replica": 1, "from_step": 10},
+        {"event": "replica_failure", "time": 103.5, "replica": [1], "error": "nobody's"},
+    ]
+    run = make_run("pair", events=told)
+    late = {"event": "something", "time": 108.0, "warning": "later"}
+    starts = [{"event": "start", "time": 100.0, "step": 0}, {"event": "start", "time": 107.0, "step": 10}]
+    make_run("pair/replica_0", metrics=[train(10, 1.0), train(20, 2.0)], events=starts[:1])
+    make_run("pair/replica_1", metrics=[train(10, 1.0), train(20, 2.0)], events=[*starts, late])
+    return package._measured(package.subjects.find([run]))
+
+
+def test_a_replica_that_the_run_starts_again_lost_work_and_time(make_run: MakeRun) -> None:
+    steady, killed = of_a_killed_replica(make_run)
+    seconds = killed.spent["0"]
+    assert seconds["dropped"] == pytest.approx(2.0)
+    assert seconds["recovery"] == pytest.approx(4.0)
+    assert sum(seconds.values()) == pytest.approx(2.0 + 2.0 + 4.0)
+    assert goodput(seconds) == pytest.approx(20 * 0.06 / 8.0)
+    assert goodput(steady.spent["0"]) == pytest.approx(20 * 0.06 / 2.0)
+
+
+def test_what_a_run_says_of_a_replica_stands_in_order_among_its_own_events(make_run: MakeRun) -> None:
+    runs = of_a_killed_replica(make_run)
+    told = [row[4] for row in tables.faults(runs).rows]
+    assert told == ["replica 1 failed: was killed", "replica 1 starts again from step 10", "later"]
+
+
+def test_faults_of_all_replicas_count_from_the_first_event_of_the_run(make_run: MakeRun) -> None:
+    run = make_run("pair")
+    for number, start in enumerate((100.0, 103.0)):
+        failure = {"event": "failure", "time": 110.0, "rank": 0, "error": "boom"}
+        make_run(f"pair/replica_{number}", events=[{"event": "start", "time": start, "step": 0}, failure])
+    found = tables.faults(package._measured(package.subjects.find([run])))
+    assert [row[1] for row in found.rows] == ["10s", "10s"]
 
 
 def test_what_is_no_run_is_refused_and_nothing_is_written(make_run: MakeRun, tmp_path: Path) -> None:

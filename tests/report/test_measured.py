@@ -80,6 +80,25 @@ def test_a_replaced_member_of_a_server_was_away(make_run: MakeRun) -> None:
     assert spent["0"]["recovery"] == 0.0
 
 
+def test_the_coordinators_way_back_is_no_time_that_a_member_was_away(make_run: MakeRun) -> None:
+    member = {"name": "0", "samples_per_s": 1.0, "staleness": 0.0, "dropped": 0, "waiting": 0.0}
+    events = [
+        START,
+        {"event": "failure", "time": 104.0, "member": 0, "incarnation": 0, "rank": 0},
+        {"event": "failure", "time": 108.0, "rank": -1, "step": 8},
+        {"event": "restart", "time": 108.0, "from_step": 6},
+        {"event": "start", "time": 113.0, "step": 6},
+        {"event": "update", "time": 114.0, "gradients": [{"member": 0, "incarnation": 0}]},
+        {"event": "checkpoint", "time": 150.0, "step": 40, "seconds": 1.0, "stall_s": 0.0},
+    ]
+    lines = [train(6, 6.0, workers=[member]), train(43, 43.0, workers=[member])]
+    spent = measure("run", make_run(metrics=lines, events=events), 10).spent()["0"]
+    # Five seconds until all started again, and two of the six that were kept before.
+    assert spent["recovery"] == pytest.approx(5.0 + 2.0)
+    assert spent["dropped"] == pytest.approx(2.0)
+    assert sum(spent.values()) == pytest.approx(43.0 + 5.0 + 2.0)
+
+
 def test_what_cannot_be_read_is_counted(make_run: MakeRun) -> None:
     run = make_run(metrics=[train(10, 1.0)])
     with (run / "metrics.jsonl").open("a") as file:

@@ -64,6 +64,15 @@ def test_faults_are_listed_with_when_and_where(make_run: MakeRun) -> None:
     assert found.left_out == 0
 
 
+def test_faults_of_a_run_without_a_start_are_after_its_first_event(make_run: MakeRun) -> None:
+    first, second = (
+        {"event": "failure", "time": time, "rank": 0} for time in (1_795_856_641.0, 1_795_856_706.0)
+    )
+    untimed = {"event": "warned", "warning": "says no time"}
+    found = tables.faults(reported(make_run(events=[first, second, untimed])))
+    assert [row[1] for row in found.rows] == ["0.0s", "1m 05s", "–"]
+
+
 def test_of_very_many_faults_the_rest_is_counted(make_run: MakeRun) -> None:
     refused = {"event": "refused", "time": 101.0, "step": 5}
     found = tables.faults(reported(make_run(events=[START, *[refused] * 1000])))

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from dist_train import report
 from dist_train.report.measured import measure
+from dist_train.report.subjects import find
 from dist_train.report.trace import trace
 from tests.report.conftest import TIMES, MakeRun, train, validation
 
@@ -83,6 +85,56 @@ def test_faults_are_marks_on_the_worker_or_on_all(events: list[dict[str, Any]]) 
 def test_measures_are_counters(events: list[dict[str, Any]]) -> None:
     losses = [event["args"]["loss"] for event in of(events, "C", process=1) if event["name"] == "loss"]
     assert losses == [1.0, 1.0]
+
+
+# As the clock of a machine has it: seconds since 1970.
+NOW = 1_795_856_641.0
+
+
+def of_pair(make_run: MakeRun, told: list[dict[str, Any]], *replicas: list[dict[str, Any]]) -> Any:
+    run = make_run("pair", events=told)
+    for number, events in enumerate(replicas):
+        lines = [train(10, 1.0)] if events else []
+        make_run(f"pair/replica_{number}", metrics=lines, events=events)
+    return trace([each.measured for each in report._measured(find([run]))])["traceEvents"]
+
+
+def test_replicas_of_a_run_line_up(make_run: MakeRun) -> None:
+    starts = [[{"event": "start", "time": NOW + late, "step": 0}] for late in (3.0, 0.0)]
+    events = of_pair(make_run, [], *starts)
+    begun = [
+        event["ts"] / SECOND
+        for process in (0, 1)
+        for event in of(events, "X", process)
+        if event["name"] == "computation"
+    ]
+    assert begun == pytest.approx([3.1, 0.1])
+    losses = [
+        event["ts"] / SECOND
+        for process in (0, 1)
+        for event in of(events, "C", process)
+        if event["name"] == "loss"
+    ]
+    assert losses == pytest.approx([4.0, 1.0])
+
+
+def test_a_replica_that_was_killed_while_starting_has_its_place_beside_the_others(make_run: MakeRun) -> None:
+    told = [{"event": "replica_failure", "time": NOW + 2.0, "replica": 1, "error": "was killed"}]
+    events = of_pair(make_run, told, [{"event": "start", "time": NOW, "step": 0}], [])
+    (failure,) = of(events, "i", process=1)
+    assert failure["ts"] / SECOND == pytest.approx(2.0)
+
+
+def test_without_a_start_times_count_from_the_first_event(make_run: MakeRun) -> None:
+    torn = [
+        {"event": "checkpoint", "time": NOW, "step": 10, "seconds": 0.25, "stall_s": 0.1},
+        {"event": "failure", "time": NOW + 1.5, "rank": 0, "step": 15},
+        {"event": "warned", "warning": "says no time"},
+    ]
+    run = measure("run", make_run(metrics=[train(10, 1.0)], events=torn), 10)
+    events = trace([run])["traceEvents"]
+    assert [event["ts"] / SECOND for event in of(events, "i")] == pytest.approx([1.5, 0.0])
+    assert all(event["ts"] < 10 * SECOND for event in events if "ts" in event)
 
 
 def test_lines_without_wall_time_leave_a_trace_that_can_be_written(make_run: MakeRun) -> None:
