@@ -19,8 +19,8 @@ from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, ov
 
 MACHINES = 8
 SAMPLES = 8
-UPDATES = 120
-BACKUPS = range(5)
+UPDATES = 80
+BACKUPS = range(4)
 # A long tail, as in the arrivals of real clusters: a gradient in twenty takes five times the median.
 MEDIAN_S, SIGMA = 0.1, 1.0
 HEAD = [

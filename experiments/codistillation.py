@@ -129,7 +129,7 @@ def overshoot(folder: Path, seeds: int) -> None:
         "none": "{name: sgd, lr: 0.2, momentum: 0}",
     }
     for momentum, optimizer in optimizers.items():
-        for weight in (0, 0.3, 1):
+        for weight in (0, 0.3, 1) if momentum != "none" else (1,):
             losses, apart = [], []
             for seed in range(seeds):
                 run_dir = folder / f"overshoot-{momentum.split()[-1]}-{weight}-{100 * seed}"

@@ -15,7 +15,7 @@ from experiments.runs import MeanAndSpread, Run, command, markdown, over_seeds, 
 WORKERS = 2
 SAMPLES = 16
 STEPS = 300
-LENGTHS = (2, 10, 50)
+LENGTHS = (10, 50)
 COMMON = (
     "task_options={context: 64, validation_share: 0.005}",
     "model={name: gpt, layers: 2, heads: 4, width: 64}",

@@ -41,7 +41,7 @@ COMMON = (
     "logging={every_steps: 100, tensorboard: false}",
 )
 DAMPINGS = {"none": "none", "inverse": "inverse", "delay compensated": "{kind: delay_compensated}"}
-SPLITS = (1, 4, 12)
+SPLITS = (1, 12)
 
 
 def make(folder: Path, seeds: range) -> None:
