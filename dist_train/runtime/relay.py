@@ -1,7 +1,7 @@
 """Where replicas exchange what they predict: the workers of one rank meet, batch by batch.
 
 It lives in the process that started the replicas, which knows who is gone. Workers call by line (line.py);
-who waits for whom is decided in rules/company.py.
+who waits for whom is decided in rules/company.py, and where all stop in rules/halt.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from dist_train.rules.company import Company, Place
-from dist_train.runtime.line import Listener, listen
+from dist_train.rules.halt import Halt
+from dist_train.runtime.line import Line, LineBroken, Listener, listen
 
 # For replicas that are behind: the latest predictions of each worker, by number and by size.
 KEPT, KEPT_BYTES = 1000, 32 * 2**20
@@ -49,16 +51,24 @@ class _Meeting:
         self.news = asyncio.Event()
 
 
-class Relay:
-    """``replicas`` meet within ``meeting_s``; ``patience_s`` as in rules/company.py."""
+@dataclass(frozen=True)
+class Waits:
+    """In seconds: how long replicas may take to meet, how long a silent one is waited for in training
+    (rules/company.py), and how long for a stop (rules/halt.py)."""
 
-    def __init__(
-        self, replicas: int, patience_s: float, meeting_s: float, clock: Clock = time.monotonic
-    ) -> None:
+    meeting_s: float
+    patience_s: float
+    halt_s: float
+
+
+class Relay:
+    """``replicas`` exchange nothing in the updates of the ``burn_in``."""
+
+    def __init__(self, replicas: int, waits: Waits, burn_in: int = 0, clock: Clock = time.monotonic) -> None:
         self._replicas = replicas
-        self._patience_s = patience_s
-        self._meeting_s = meeting_s
+        self._waits = waits
         self._clock = clock
+        self._halt = Halt(waits.halt_s, burn_in)
         self._began = clock()
         self._gone: set[int] = set()
         self._meetings: dict[int, _Meeting] = {}
@@ -69,6 +79,7 @@ class Relay:
         """Hand in a worker's predictions; return those of the teachers that have come, in order."""
         meeting, here = self._meeting(rank), Place(*place)
         self._gone.discard(replica)
+        self._halt.heard(replica)
         since = self._clock()
         meeting.company.heard(replica, here, since)
         meeting.keep(replica, here, scores)
@@ -88,13 +99,28 @@ class Relay:
     def gone(self, replica: int) -> None:
         """Take note that a replica has ended, or is about to be started again."""
         self._gone.add(replica)
+        self._halt.gone(replica)
         for meeting in self._meetings.values():
             meeting.company.gone(replica)
             meeting.tell()
 
+    def asked(self) -> str | None:
+        """Return why a replica was asked to stop, which then goes for all; None while none was."""
+        return self._halt.reason
+
+    def pledge(self, replica: int, company: tuple[int, ...], boundary: int, reason: str) -> int | None:
+        """Say the earliest boundary at which a replica can stop; return where it is to, once it is known."""
+        now = self._clock()
+        self._halt.asked(reason, now)
+        return self._halt.pledge(replica, company, boundary, now)
+
+    def ended(self, replica: int, boundary: int) -> None:
+        """Say that a replica has made its last update before ``boundary``."""
+        self._halt.ended(replica, boundary)
+
     def _meeting(self, rank: int) -> _Meeting:
         if rank not in self._meetings:
-            company = Company(self._replicas, self._patience_s, self._meeting_s, self._began)
+            company = Company(self._replicas, self._waits.patience_s, self._waits.meeting_s, self._began)
             for replica in self._gone:
                 company.gone(replica)
             self._meetings[rank] = _Meeting(company)
@@ -104,12 +130,13 @@ class Relay:
 class RelayThread:
     """A relay in a thread of its own, at ``address``; ``close`` it in the end."""
 
-    def __init__(self, replicas: int, patience_s: float, meeting_s: float) -> None:
-        self._relay = Relay(replicas, patience_s, meeting_s)
+    def __init__(self, replicas: int, waits: Waits, burn_in: int = 0) -> None:
+        self._relay = relay = Relay(replicas, waits, burn_in)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
         self._thread.start()
-        opened = asyncio.run_coroutine_threadsafe(listen({"swap": self._relay.swap}), self._loop)
+        calls = (relay.swap, relay.asked, relay.pledge, relay.ended)
+        opened = asyncio.run_coroutine_threadsafe(listen({call.__name__: call for call in calls}), self._loop)
         self._listener: Listener = opened.result()
 
     @property
@@ -132,3 +159,31 @@ class RelayThread:
         for line in lines:
             line.cancel()
         await asyncio.gather(*lines, return_exceptions=True)
+
+
+class HaltByLine:
+    """A replica's way to agree with its ``company`` on where to stop: ``Others`` of exchange/agreement.py."""
+
+    def __init__(self, address: str, replica: int, company: tuple[int, ...]) -> None:
+        self._line = Line(address)
+        self._replica = replica
+        self._company = company
+
+    def asked(self) -> str | None:
+        found: str | None = self._ask(None, "asked")
+        return found
+
+    def pledge(self, boundary: int, reason: str) -> int | None:
+        found: int | None = self._ask(boundary, "pledge", self._replica, self._company, boundary, reason)
+        return found
+
+    def close(self, boundary: int) -> None:
+        self._ask(None, "ended", self._replica, boundary)
+        self._line.close()
+
+    def _ask(self, alone: Any, method: str, *arguments: Any) -> Any:
+        """Without the relay there is no company any more: then the answer is that of one ``alone``."""
+        try:
+            return self._line.ask(method, *arguments)
+        except LineBroken:
+            return alone

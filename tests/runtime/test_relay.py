@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dist_train.runtime import relay
 from dist_train.runtime.line import Line
-from dist_train.runtime.relay import Relay, RelayThread
+from dist_train.runtime.relay import HaltByLine, Relay, RelayThread, Waits
+
+LONG = Waits(meeting_s=1000.0, patience_s=1000.0, halt_s=1000.0)
 
 
 def made(replicas: int = 2, patience_s: float = 1000.0) -> Relay:
-    return Relay(replicas, patience_s, meeting_s=1000.0)
+    return Relay(replicas, replace(LONG, patience_s=patience_s))
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -109,9 +112,40 @@ def test_old_predictions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_reach_it_by_line() -> None:
-    thread = RelayThread(2, patience_s=1000.0, meeting_s=1000.0)
+    thread = RelayThread(2, LONG)
     thread.gone(1)
     line = Line(thread.address)
     assert line.ask("swap", 0, 0, (1,), (5, 0), b"zero") == []
     line.close()
     thread.close()
+
+
+def test_replicas_agree_by_line_on_where_to_stop() -> None:
+    thread = RelayThread(2, LONG)
+    one, other = (HaltByLine(thread.address, replica, (0, 1)) for replica in range(2))
+    assert other.asked() is None
+    assert one.pledge(5, "SIGTERM") is None
+    assert other.asked() == "SIGTERM"
+    assert (other.pledge(6, "SIGTERM"), one.pledge(5, "SIGTERM")) == (6, 6)
+    one.close(6)
+    other.close(6)
+    thread.close()
+
+
+def test_one_that_has_ended_is_not_waited_for_and_its_last_update_counts() -> None:
+    thread = RelayThread(2, LONG)
+    one, other = (HaltByLine(thread.address, replica, (0, 1)) for replica in range(2))
+    other.close(6)
+    thread.gone(1)
+    assert one.pledge(5, "SIGTERM") == 6
+    one.close(6)
+    thread.close()
+
+
+def test_without_the_relay_a_replica_stops_alone() -> None:
+    thread = RelayThread(2, LONG)
+    found = HaltByLine(thread.address, 0, (0, 1))
+    assert found.pledge(5, "SIGTERM") is None
+    thread.close()
+    assert (found.asked(), found.pledge(5, "SIGTERM")) == (None, 5)
+    found.close(5)

@@ -320,6 +320,42 @@ def test_predictions_are_exchanged_again_after_one_replica_was_frozen_and_killed
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
+def test_replicas_that_exchange_predictions_stop_together_and_go_on_as_if_they_never_had(
+    program: Program, tmp_path: Path
+) -> None:
+    terms = "codistill={exchange: prediction, data: same, patience_s: 60}"
+    settings = (terms, "parallel.workers=2", "train.deterministic=true", "train.steps=80")
+    whole = tmp_path / "whole"
+    program.run(*settings, run_dir=whole)
+
+    slow = "faults.step_s=0.05"
+    process = program.start(*settings, slow)
+    sees(process, lambda: program.steps(0) > 8 and program.steps(1) > 8)
+    # Only one of them is asked.
+    launcher_of(process, 1).send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    first, other = (each["steps"] for each in program.summary["replicas"])
+    assert first == other
+
+    process = program.start(*settings, slow)
+    sees(process, lambda: program.steps(0) > first + 8 and program.steps(1) > first + 8)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    second, other = (each["steps"] for each in program.summary["replicas"])
+    assert second == other
+
+    program.run(*settings)
+    for replica in range(2):
+        one, another = (
+            load_file(each / f"replica_{replica}" / "model.safetensors") for each in (whole, program.run_dir)
+        )
+        assert all(one[name].equal(another[name]) for name in one)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_replicas_with_parameter_servers_teach_each_other_and_are_replayed(program: Program) -> None:
     """One is killed on the way, and takes up the teacher's newest post when it comes back."""
     settings = (
