@@ -23,17 +23,15 @@ from dist_train.core.step import outputs_of
 from dist_train.core.teachers import Among, Following, PostedTeachers, Predict
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
-from dist_train.errors import ConfigError
 from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures, Turn
-from dist_train.layout import BOARD, EVENTS, replica_folder
-from dist_train.rules.teacher_script import Script
+from dist_train.followed import script_of
+from dist_train.layout import BOARD
 from dist_train.rules.teaching import replica_seed, teachers_of
 from dist_train.runtime.line import Line
 from dist_train.runtime.place import relay_address
 from dist_train.student import Student
 from dist_train.task import Task
-from dist_train.watch.records import read
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +41,8 @@ class Post:
     """Where a worker stands: its replica's ``number`` and run directory, its group, and its place in it.
 
     ``turn`` counts the groups of its replica before its own, ``rank`` the workers of the group before it.
+    ``stops_at`` says whether all of them are known to stop at a boundary or before; ``phase`` is told where
+    this worker is.
     """
 
     number: int
@@ -50,6 +50,8 @@ class Post:
     collective: Collective
     rank: int = 0
     turn: int = 0
+    stops_at: Callable[[int], bool] = lambda boundary: False
+    phase: Callable[[str, int], None] = lambda name, step: None
 
 
 class Replica:
@@ -85,15 +87,17 @@ class Replica:
             post.collective,
             # One thread: a post and what is read for the next change follow one another.
             ThreadPoolExecutor(1, thread_name_prefix="board"),
-            None if terms.schedule is None else self._following(Path(terms.schedule)),
+            None if terms.schedule is None else self._following(terms, Path(terms.schedule)),
             # Leases come one by one: what comes after them is not known.
             SideStream(self._device) if self._device.type == "cuda" and not parallel.has_server else None,
         )
         self._posted.on_event = _log
         return self._posted
 
-    def _following(self, run_dir: Path) -> Following:
-        return Following(script_of(run_dir, self.number), self._config.parallel.timeout_s)
+    def _following(self, terms: Codistill, run_dir: Path) -> Following:
+        post, script = self._post, script_of(run_dir, self.number, self._teachers(terms))
+        patience_s = self._config.parallel.timeout_s
+        return Following(script, patience_s, post.stops_at, lambda step: post.phase("waiting", step))
 
     def _peers(self, terms: Codistill) -> Peers:
         line, who = Line(relay_address()), (self._post.rank, self.number, self._teachers(terms))
@@ -170,14 +174,6 @@ def by_version(turn: Turn) -> Progress:
         return begun
 
     return Progress(before, lambda: turn.version.number if turn.is_last else begun)
-
-
-def script_of(run_dir: Path, replica: int) -> Script:
-    """Read when a replica of an earlier run changed its teachers; ConfigError if that cannot be known."""
-    file = run_dir / replica_folder(replica) / EVENTS
-    if not file.exists():
-        raise ConfigError(f"codistill.schedule: {file} is not there; give the directory of a run of replicas")
-    return Script.of(read(file))
 
 
 def _log(event: dict[str, Any]) -> None:

@@ -77,14 +77,14 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         rank, workers, phase = place.rank, place.workers, connection.phase
         at = Workplace(rank, workers, numerics, collective, phase, rank, place.replica)
-        replica = Replica(config, Post(place.replica, given.run_dir, collective, rank), connection.device)
+        post = Post(place.replica, given.run_dir, collective, rank, stops_at=stop.agreed_at, phase=phase)
+        replica = Replica(config, post, connection.device)
         parts.callback(replica.close)
         coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))
         learner = Learner(config, task, state, coupling, at)
         replica.student.refuse_unfit(Pupil(task, state.model, learner.validation_data, numerics))
         training = _open(config, connection, given, learner, replica, stop, parts)
-        interrupted = _train(training)
-        status = _finish(training, connection, given, interrupted)
+        status = _finish(training, connection, given, interrupted=_train(training))
         stop.close()
         learner.close()
         # Nobody leaves while another one still needs the store, which lives with rank 0.
@@ -115,9 +115,9 @@ def _open(
     scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)
     announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
     learner.begin(plan)
+    replica.on_event(book.event)
     if origin.path is not None:
         replica.restore(origin.path)
-    replica.on_event(book.event)
     keeper = _open_keeper(config, connection, given, book, origin, learner)
     before = earlier(given.run_dir, state.counted.updates)
     profiler = open_profiler(config.logging.profile, given.run_dir, place.rank)

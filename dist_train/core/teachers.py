@@ -74,10 +74,16 @@ class Among:
 
 @dataclass(frozen=True)
 class Following:
-    """What an earlier run did, and how long a post may be still to come, in seconds."""
+    """What an earlier run did, and how long a post may be still to come, in seconds.
+
+    ``stops_at`` says whether all workers are known to stop at a boundary or before; ``waiting`` is told the
+    update after which this one waits.
+    """
 
     script: Script
     patience_s: float = 300.0
+    stops_at: Callable[[int], bool] = lambda boundary: False
+    waiting: Callable[[int], None] = lambda updates: None
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,13 @@ class PostedTeachers:
     def begin(self, model: nn.Module, updates: int) -> None:
         self._model = model
         self._updates = self._began = updates
-        if self._among.leads and self._among.turn == 0:
-            self._board.begin(self._among.replica, updates)
+        among = self._among
+        if among.leads and among.turn == 0:
+            self._board.begin(among.replica, updates)
+            # Killed after a checkpoint, it may not have posted yet what others are to take up.
+            owes = self._follows is not None and max(1, self._terms.burn_in) <= updates
+            if owes and updates % self._terms.interval == 0 and self._board.newest(among.replica) != updates:
+                self._post(updates)
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
@@ -178,7 +189,8 @@ class PostedTeachers:
 
     def _post(self, updates: int) -> None:
         if self._posting is not None:
-            if not self._posting.done():
+            # Who follows may need each post; otherwise none is worth waiting for.
+            if self._follows is None and not self._posting.done():
                 self.on_event({"event": "post_skipped", "step": updates, "reason": "the last is under way"})
                 return
             self._tell_failed_post(updates)
@@ -219,21 +231,28 @@ class PostedTeachers:
             self._scanning = self._background.submit(self._scan)
 
     def _follow(self, updates: int, name: int, version: int) -> None:
-        """Change over as it is written, however long the post is still to come."""
+        """Change over as it is written; unless all stop before it can be, which leaves it to ``restore``."""
+        tensors = self._awaited(updates, name, version)
+        if tensors is not None:
+            self._seat(self._desks[name], version, tensors)
+            self.on_event({"event": "teacher", "step": updates, "replica": name, "version": version})
+
+    def _awaited(self, updates: int, name: int, version: int) -> dict[str, Tensor] | None:
+        """Wait for a post, however long it is still to come; None when all stop meanwhile."""
         assert self._follows is not None
         patience_s = self._follows.patience_s
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                tensors = self._board.read(name, version)
-                break
+                return self._board.read(name, version)
             except TrainingError as error:
+                if self._follows.stops_at(updates):
+                    return None
                 if time.monotonic() > deadline:
                     waited = f"codistill.schedule: waited {patience_s:g} s (parallel.timeout_s)"
                     raise TrainingError(f"{waited} for post {version} of replica {name}") from error
+                self._follows.waiting(updates)
                 time.sleep(_LOOK_AGAIN_S)
-        self._seat(self._desks[name], version, tensors)
-        self.on_event({"event": "teacher", "step": updates, "replica": name, "version": version})
 
     def _seen(self) -> Found:
         """What the leading worker last found on the board."""
@@ -320,6 +339,10 @@ class PostedTeachers:
                 if key.startswith(prefix)
             }
             self._seat(desk, int(version), saved)
+        if self._follows is not None:
+            for name, version in self._follows.script.in_force(self._updates).items():
+                if self._desks[name].version != version:
+                    self._follow(self._updates, name, version)
 
     def settle(self) -> None:
         """Wait for the last post, and tell if it failed."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -382,6 +383,48 @@ class TestScript:
         found, _ = teachers(MemoryBoard(), follows=Following(Script({1: ((1, 4),)}), patience_s=0.0))
         with pytest.raises(TrainingError, match=r"waited 0 s \(parallel.timeout_s\) for post 4 of replica 1"):
             found.after(1)
+
+    def test_one_that_stops_leaves_the_change_to_the_run_that_goes_on(self) -> None:
+        board, script = MemoryBoard(), Script({1: ((1, 3),), 2: ((1, 4),)})
+        board.post(1, 3, tensors(3.0))
+        waited: list[int] = []
+        # All stop while it waits.
+        follows = Following(script, 1000.0, stops_at=lambda boundary: len(waited) > 0, waiting=waited.append)
+        found, _ = teachers(board, follows=follows)
+        run(found, 1, 2)
+        assert (waited, weights(found, 2)) == ([2], [3.0])
+
+        board.post(1, 4, tensors(4.0))
+        resumed, events = teachers(board, follows=Following(script))
+        resumed.begin(model(), 2)
+        resumed.restore(found.part())
+        assert weights(resumed, 2) == [4.0]
+        assert events == [{"event": "teacher", "step": 2, "replica": 1, "version": 4}]
+
+    def test_it_leaves_out_no_post_that_others_may_need(self) -> None:
+        gate = threading.Event()
+
+        class Slow(MemoryBoard):
+            def post(self, replica: int, version: int, tensors: Any) -> None:
+                gate.wait()
+                super().post(replica, version, tensors)
+
+        board = Slow()
+        with ThreadPoolExecutor(1) as background:
+            found, events = teachers(board, follows=Following(Script()), background=background)
+            found.after(1)
+            gate.set()
+            found.after(2)
+            found.settle()
+        assert (board.newest(0), events) == (2, [])
+        assert board.read(0, 1)
+
+    def test_it_posts_what_it_had_saved_and_not_posted_when_it_was_killed(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=2), follows=Following(Script()))
+        for updates, newest in ((3, None), (4, 4)):
+            found.begin(model(), updates)
+            assert board.newest(0) == newest
 
 
 class Side:
