@@ -67,6 +67,7 @@ class Replica:
         self._lessons = Lessons(device)
         self.student = Student(config, post.collective)
         self._posted: PostedTeachers | None = None
+        self._line: Line | None = None
 
     def coupled(self, inside: Coupling, task: Task, progress: Progress) -> Coupling:
         """Add what is learnt from teachers to what couples the workers of this replica."""
@@ -101,6 +102,7 @@ class Replica:
 
     def _peers(self, terms: Codistill) -> Peers:
         line, who = Line(relay_address()), (self._post.rank, self.number, self._teachers(terms))
+        self._line = line
         return Peers(lambda place, scores: line.ask("swap", *who, place, scores))
 
     def _teachers(self, terms: Codistill) -> tuple[int, ...]:
@@ -155,7 +157,11 @@ class Replica:
 
     def close(self) -> None:
         if self._posted is not None:
+            # Whoever is told of events may have ended before.
+            self._posted.on_event = _log
             self._posted.close()
+        if self._line is not None:
+            self._line.close()
 
 
 def by_count(state: State) -> Progress:

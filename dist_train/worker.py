@@ -180,6 +180,7 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     """Save what there is; when training is over, deliver the weights."""
     learner, reporter = training.learner, training.reporter
     connection.phase("finishing", learner.state.counted.updates)
+    training.replica.settle()
     if learner.has_unmeasured_steps:
         training.measured(learner.rate)
     if not interrupted and not reporter.has_validated:
@@ -195,6 +196,5 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
             write_weights(learner.state.model, weights)
     # After the weights: a disk too full for the last checkpoint must not cost the result.
     training.keeper.finish(learner.state, learner.rate, training.saving, training.replica.part())
-    training.replica.settle()
     reporter.finish("done", given.run_dir, weights)
     return DONE

@@ -31,6 +31,8 @@ from dist_train.rules.teaching import looks_every, passes, posts, teaches
 
 NONE = -1
 _LOOK_AGAIN_S = 0.02
+# What the last post gets in the end: a file system that hangs must not keep a worker from ending.
+SETTLE_S = 10.0
 
 # What a model predicts of a batch: scores (..., classes).
 Predict = Callable[[nn.Module, Any], Tensor]
@@ -129,6 +131,7 @@ class PostedTeachers:
         self._scanning: Future[Found] | None = None
         self._own_newest = NONE
         self._posting: Future[None] | None = None
+        self._posted_at = NONE
         self._copy: dict[str, Tensor] = {}
         self._updates = self._began = 0
 
@@ -193,7 +196,8 @@ class PostedTeachers:
             if self._follows is None and not self._posting.done():
                 self.on_event({"event": "post_skipped", "step": updates, "reason": "the last is under way"})
                 return
-            self._tell_failed_post(updates)
+            self._tell_failed_post(self._posting.exception())
+        self._posted_at = updates
         self._copy = snapshot(unique_tensors(self._model), self._copy)
         self._posting = self._background.submit(self._put_up, updates, self._copy)
 
@@ -203,9 +207,10 @@ class PostedTeachers:
             raise TrainingError(f"update {updates}: {bad[0]} holds NaN or infinity, so nothing is posted")
         self._board.post(self._among.replica, updates, tensors)
 
-    def _tell_failed_post(self, updates: int) -> None:
-        if self._posting is not None and (error := self._posting.exception()) is not None:
-            self.on_event({"event": "post_failed", "step": updates, "warning": f"board: {error}"})
+    def _tell_failed_post(self, error: BaseException | None) -> None:
+        if error is not None:
+            text = f"board: post {self._posted_at} was not written: {error}"
+            self.on_event({"event": "post_failed", "step": self._updates, "warning": text})
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -345,13 +350,19 @@ class PostedTeachers:
                     self._follow(self._updates, name, version)
 
     def settle(self) -> None:
-        """Wait for the last post, and tell if it failed."""
-        if self._posting is not None:
-            self._tell_failed_post(self._updates)
-            self._posting = None
+        """Wait for the last post, and tell if it failed or is not done in time."""
+        posting, self._posting = self._posting, None
+        if posting is None:
+            return
+        try:
+            error = posting.exception(SETTLE_S)
+        except TimeoutError:
+            error = TrainingError(f"not done within {SETTLE_S:g} s; training ends without it")
+        self._tell_failed_post(error)
 
     def close(self) -> None:
-        self._background.shutdown(cancel_futures=False)
+        self.settle()
+        self._background.shutdown(wait=False, cancel_futures=True)
 
 
 def seated(teacher: nn.Module | None, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

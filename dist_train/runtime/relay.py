@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ from dist_train.runtime.line import Line, LineBroken, Listener, listen
 
 # For replicas that are behind: the latest predictions of each worker, by number and by size.
 KEPT, KEPT_BYTES = 1000, 32 * 2**20
+
+# A thread of the launcher must not keep a run from ending.
+CLOSE_S = 5.0
 
 Clock = Callable[[], float]
 
@@ -138,6 +142,7 @@ class RelayThread:
         calls = (relay.swap, relay.asked, relay.pledge, relay.ended)
         opened = asyncio.run_coroutine_threadsafe(listen({call.__name__: call for call in calls}), self._loop)
         self._listener: Listener = opened.result()
+        self._closing: Future[None] | None = None
 
     @property
     def address(self) -> str:
@@ -146,12 +151,17 @@ class RelayThread:
     def gone(self, replica: int) -> None:
         self._loop.call_soon_threadsafe(self._relay.gone, replica)
 
-    def close(self) -> None:
-        """Take no more calls; the workers have ended."""
-        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def close(self, limit_s: float = CLOSE_S) -> bool:
+        """Take no more calls, as the workers have ended; False when that takes too long."""
+        if self._closing is None:
+            self._closing = asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop)
+        with suppress(TimeoutError):
+            self._closing.result(limit_s)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            return True
+        return False
 
     async def _hang_up(self) -> None:
         self._listener.close()

@@ -281,6 +281,18 @@ class TestPosting:
         found.settle()
         assert [event["event"] for event in events] == ["post_failed"]
 
+    def test_a_post_that_takes_too_long_in_the_end_is_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dist_train.core.teachers.SETTLE_S", 0.0)
+        found, events = teachers(MemoryBoard(), background=ByHand())
+        run(found, 1, 1)
+        found.close()
+        found.close()
+        (event,) = events
+        assert (event["event"], event["step"]) == ("post_failed", 1)
+        assert event["warning"] == (
+            "board: post 1 was not written: not done within 0 s; training ends without it"
+        )
+
     def test_what_is_not_finite_is_told_of_and_not_posted(self) -> None:
         board = MemoryBoard()
         found, events = teachers(board)

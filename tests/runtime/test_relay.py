@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -149,3 +150,18 @@ def test_without_the_relay_a_replica_stops_alone() -> None:
     thread.close()
     assert (found.asked(), found.pledge(5, "SIGTERM")) == (None, 5)
     found.close(5)
+
+
+def test_closing_takes_no_longer_than_its_limit() -> None:
+    thread = RelayThread(2, LONG)
+    held, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        gate.wait()
+
+    thread._loop.call_soon_threadsafe(hold)
+    held.wait()
+    assert not thread.close(limit_s=0.0)
+    gate.set()
+    assert thread.close()
