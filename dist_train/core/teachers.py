@@ -27,7 +27,7 @@ from dist_train.errors import TrainingError
 from dist_train.exchange.board import Board
 from dist_train.exchange.collective import Collective
 from dist_train.rules.teacher_script import Script
-from dist_train.rules.teaching import looks_every, passes, posts, teaches
+from dist_train.rules.teaching import looks_every, passes, posts, teaches, weight_at
 
 NONE = -1
 _LOOK_AGAIN_S = 0.02
@@ -158,8 +158,11 @@ class PostedTeachers:
             return [self._predict(model, batch) for _, model in teachers]
 
     def _foresee(self, batch: Any) -> None:
-        """Begin to predict a batch for the update after the one in the making."""
+        """Begin to predict a batch for the update after the one in the making, if that is to be taught."""
         assert self._side is not None
+        terms = self._terms
+        if weight_at(self._updates + 1, terms.weight, terms.burn_in, terms.ramp) == 0:
+            return
         teachers = self.in_force(self._updates + 1)
         with torch.no_grad(), self._side.after_compute():
             predicted = [self._predict(model, batch) for _, model in teachers]
@@ -302,6 +305,10 @@ class PostedTeachers:
     def versions(self) -> dict[int, int]:
         """The version of each teacher that is in force, by replica."""
         return {name: desk.version for name, desk in self._desks.items() if desk.model is not None}
+
+    def teaching(self, updates: int) -> dict[int, int]:
+        """The version of each teacher that teaches in the update after ``updates``, by replica."""
+        return {name: version for name, version in self.versions.items() if self._is_young(version, updates)}
 
     def take_newest(self, updates: int) -> None:
         """Take up at once what is on the board, before the first update; all workers of a group together."""

@@ -339,6 +339,16 @@ class TestAge:
         run(found, 16, 18)
         assert weights(found, 18) == [6.0]
 
+    def test_who_is_left_out_is_not_among_those_that_teach(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=1, max_age=10), among=Among(0, (1, 2), leads=True))
+        board.post(1, 1, tensors(5.0))
+        board.post(2, 4, tensors(6.0))
+        run(found, 1, 12)
+        assert [found.teaching(updates) for updates in (11, 12)] == [{1: 1, 2: 4}, {2: 4}]
+        # A checkpoint keeps it: the other one may go on where it was.
+        assert found.versions == {1: 1, 2: 4}
+
 
 class TestCheckpoints:
     def test_a_resumed_replica_has_the_teachers_that_it_had(self) -> None:
@@ -496,6 +506,29 @@ class TestForesight:
         (predicted,) = found.predictions(torch.zeros(2, 1), self.BATCH, 6)
         assert predicted[1] / predicted[0] == pytest.approx(2.0)
         assert float(predicted[0]) == pytest.approx(7.0, rel=1e-4)
+
+    def test_nothing_is_computed_before_the_burn_in_is_over(self) -> None:
+        board, side = MemoryBoard(), Side()
+        board.post(1, 4, tensors(5.0))
+        found, _ = teachers(board, Codistill(interval=1, burn_in=5), side=side)
+        assert found.foresee is not None
+        run(found, 1, 3)
+        # For the update after 4: the next one after it is taught.
+        for last, foreseen in ((3, []), (4, ["beside"])):
+            run(found, last, last)
+            side.events.clear()
+            found.foresee(self.BATCH)
+            assert side.events == foreseen
+
+    def test_nor_without_weight(self) -> None:
+        board, side = MemoryBoard(), Side()
+        board.post(1, 4, tensors(5.0))
+        found, _ = teachers(board, Codistill(interval=1, weight=0.0), side=side)
+        run(found, 1, 3)
+        side.events.clear()
+        assert found.foresee is not None
+        found.foresee(self.BATCH)
+        assert side.events == []
 
     def test_without_a_side_nothing_is_foreseen(self) -> None:
         assert teachers(MemoryBoard())[0].foresee is None
