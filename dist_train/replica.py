@@ -123,7 +123,7 @@ class Replica:
         agreement = self._lessons.of_all(self._post.collective)
         if agreement is None:
             return soft
-        versions = {} if self._posted is None else self._posted.versions
+        versions = {} if self._posted is None else self._posted.teaching(updates)
         age = {"teacher_age": float(updates - min(versions.values()))} if versions else {}
         return {**soft, "agreement": agreement, **age}
 

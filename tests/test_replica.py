@@ -12,6 +12,7 @@ from torch import nn
 
 from dist_train import tasks
 from dist_train.config import load_config
+from dist_train.core.folder_board import FolderBoard
 from dist_train.couplings.allreduce import AllReduce
 from dist_train.exchange.collective import Alone
 from dist_train.replica import Post, Progress, Replica
@@ -54,3 +55,18 @@ def test_the_line_to_the_relay_is_closed_in_the_end(tmp_path: Path, monkeypatch:
     replica.close()
     assert len(closed) == 1
     assert relay.close()
+
+
+def test_the_age_told_is_that_of_teachers_that_are_used(tmp_path: Path) -> None:
+    replica = made(tmp_path, topology="all", max_age=10)
+    board = FolderBoard(tmp_path / "board")
+    board.post(1, 4, dict(nn.Linear(2, 2).state_dict()))
+    replica.take_newest(5)
+
+    def told(updates: int) -> dict[str, float]:
+        replica._lessons.agreed(torch.tensor(0.5), 1.0)
+        return replica.figures(updates)
+
+    assert told(14) == {"agreement": 0.5, "teacher_age": 10.0}
+    assert told(15) == {"agreement": 0.5}
+    replica.close()
