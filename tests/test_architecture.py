@@ -40,7 +40,7 @@ OF_NO_MODULE = {
     "optimizers/test_build.py",
 }
 # Folders of tests about the whole program.
-OF_THE_WHOLE = {"reductions", "faults", "benchmarks"}
+OF_THE_WHOLE = {"reductions", "faults", "benchmarks", "experiments"}
 # Tests of what stands beside the package.
 BESIDE = {"test_readme.py": ROOT / "README.md", "test_recipes.py": ROOT / "launch"}
 NOUNS_FOR_ANYTHING = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
