@@ -30,6 +30,7 @@ from dist_train.layout import BOARD
 from dist_train.rules.teaching import replica_seed, teachers_of
 from dist_train.runtime.line import Line
 from dist_train.runtime.place import relay_address
+from dist_train.runtime.relay import Seat
 from dist_train.student import Student
 from dist_train.task import Task
 
@@ -41,8 +42,8 @@ class Post:
     """Where a worker stands: its replica's ``number`` and run directory, its group, and its place in it.
 
     ``turn`` counts the groups of its replica before its own, ``rank`` the workers of the group before it.
-    ``stops_at`` says whether all of them are known to stop at a boundary or before; ``phase`` is told where
-    this worker is.
+    ``life`` is another one at each start. ``stops_at`` says whether all workers are known to stop at a
+    boundary or before; ``phase`` is told where this one is.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Post:
     collective: Collective
     rank: int = 0
     turn: int = 0
+    life: str = ""
     stops_at: Callable[[int], bool] = lambda boundary: False
     phase: Callable[[str, int], None] = lambda name, step: None
 
@@ -68,6 +70,8 @@ class Replica:
         self.student = Student(config, post.collective)
         self._posted: PostedTeachers | None = None
         self._line: Line | None = None
+        # How many workers of the group have a batch of that number in the next update.
+        self.workers_with: Callable[[int], int] = lambda batch: post.collective.workers
 
     def coupled(self, inside: Coupling, task: Task, progress: Progress) -> Coupling:
         """Add what is learnt from teachers to what couples the workers of this replica."""
@@ -101,9 +105,13 @@ class Replica:
         return Following(script, patience_s, post.stops_at, lambda step: post.phase("waiting", step))
 
     def _peers(self, terms: Codistill) -> Peers:
-        line, who = Line(relay_address()), (self._post.rank, self.number, self._teachers(terms))
+        line, post = Line(relay_address()), self._post
+        seat = Seat(self.number, post.rank, post.life, self._teachers(terms))
         self._line = line
-        return Peers(lambda place, scores: line.ask("swap", *who, place, scores))
+        return Peers(
+            lambda place, workers, scores: line.ask("swap", seat, place, workers, scores),
+            lambda batch: self.workers_with(batch),
+        )
 
     def _teachers(self, terms: Codistill) -> tuple[int, ...]:
         return teachers_of(self.number, self._config.parallel.replicas, terms.topology)

@@ -77,11 +77,12 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         rank, workers, phase = place.rank, place.workers, connection.phase
         at = Workplace(rank, workers, numerics, collective, phase, rank, place.replica)
-        post = Post(place.replica, given.run_dir, collective, rank, stops_at=stop.agreed_at, phase=phase)
+        post = Post(place.replica, given.run_dir, collective, rank, 0, given.attempt, stop.agreed_at, phase)
         replica = Replica(config, post, connection.device)
         parts.callback(replica.close)
         coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))
         learner = Learner(config, task, state, coupling, at)
+        replica.workers_with = learner.workers_with
         replica.student.refuse_unfit(Pupil(task, state.model, learner.validation_data, numerics))
         training = _open(config, connection, given, learner, replica, stop, parts)
         status = _finish(training, connection, given, interrupted=_train(training))
@@ -131,10 +132,9 @@ def _open_keeper(
 ) -> Keeper:
     step, writes = learner.state.counted.updates, learner.coupling.writes
     rank, workers = connection.place.rank, connection.place.workers
-    folder = given.run_dir / CHECKPOINTS
     ballot = StoreBallot(connection.store, f"ballot/{given.attempt}", rank, workers)
     retention = (config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
-    committer = Committer(folder, rank, workers, given.attempt, ballot, retention)
+    committer = Committer(given.run_dir / CHECKPOINTS, rank, workers, given.attempt, ballot, retention)
     return open_keeper(config, committer, origin, step, writes, lambda event: book.event(with_warning(event)))
 
 

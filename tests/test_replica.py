@@ -44,7 +44,7 @@ def made(tmp_path: Path, **codistill: Any) -> Replica:
 
 
 def test_the_line_to_the_relay_is_closed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    relay = RelayThread(2, Waits(1000.0, 1000.0, 1000.0))
+    relay = RelayThread(2, 1, Waits(1000.0, 1000.0, 1000.0))
     for name, value in relay_variables(relay.address).items():
         monkeypatch.setitem(os.environ, name, value)
     closed: list[Line] = []

@@ -73,7 +73,8 @@ class _Run:
             # A stop has to leave time to save in.
             halt_s = min(codistill.patience_s, config.recovery.grace_s / 3)
             waits = Waits(config.parallel.timeout_s, codistill.patience_s, halt_s)
-            self._relay = RelayThread(config.parallel.replicas, waits, codistill.burn_in)
+            parallel = config.parallel
+            self._relay = RelayThread(parallel.replicas, int(parallel.workers), waits, codistill.burn_in)
 
     def watch(self, signals: Signals, on_event: OnEvent) -> None:
         """Return when every replica has come to its end."""

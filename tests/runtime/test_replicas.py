@@ -204,18 +204,25 @@ def test_a_killed_replica_starts_again_and_the_other_never_stops(program: Progra
 @pytest.mark.processes
 @pytest.mark.timeout(180)
 def test_a_replica_that_resumes_has_the_teacher_it_had(program: Program) -> None:
-    process = program.start("faults.step_s=0.05", "train.steps=400", "checkpoint.every_steps=10")
-    sees(process, lambda: program.steps(0) > 20 and program.steps(1) > 20)
+    settings = ("codistill={interval: 20}", "train.steps=100", "logging.every_steps=1")
+    process = program.start(*settings, "faults.step_s=0.05")
+    sees(process, lambda: program.taught(0) and program.taught(1))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, output
+    had = {}
     for replica in range(2):
         changes = [line for line in program.lines(replica, "events") if line["event"] == "teacher"]
-        folder = program.run_dir / f"replica_{replica}" / "checkpoints"
-        newest = max(folder.glob("step_*"))
-        assert json.loads((newest / "teachers.json").read_text()) == {
-            str(1 - replica): changes[-1]["version"]
-        }
+        had[replica] = changes[-1]["version"]
+        newest = max((program.run_dir / f"replica_{replica}" / "checkpoints").glob("step_*"))
+        assert json.loads((newest / "teachers.json").read_text()) == {str(1 - replica): had[replica]}
+
+    program.run(*settings)
+    for replica in range(2):
+        _, resumed = [line["step"] for line in program.lines(replica, "events") if line["event"] == "start"]
+        # To take up a newer one takes several looks at the board, of which there is one in two updates.
+        (first,) = [line for line in program.lines(replica, "metrics") if line["step"] == resumed + 1]
+        assert first["teacher_age"] == resumed + 1 - had[replica]
 
 
 @pytest.mark.processes
