@@ -18,7 +18,7 @@ from dist_train.rules.resources import Bundle, Resources
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.conductor import Conductor
 from dist_train.runtime.crew import Crew
-from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to
+from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to, the_first
 from dist_train.runtime.launcher import available_cpus
 from dist_train.runtime.letters import Order
 from dist_train.runtime.opening import newest_step
@@ -111,8 +111,10 @@ async def _attempt(
     cluster, reservation = where
     crew = Crew(cluster, reservation, order, _environment(order, reservation), gpus)
     conductor = Conductor(order, crew, say)
-    with stop_signals_to(conductor.stop):
-        attempt.interrupted_by(lambda: conductor.stop(signal.SIGINT))
+    # Who started one of several replicas also kills it, and signals may reach both.
+    stop = conductor.stop if find_replica() is None else the_first(conductor.stop)
+    with stop_signals_to(stop):
+        attempt.interrupted_by(lambda: stop(signal.SIGINT))
         try:
             return await conductor.run()
         finally:
