@@ -15,7 +15,6 @@ from dist_train.watch.records import read
 _ALIKE = (
     "parallel.mode",
     "parallel.replicas",
-    "codistill",
     "codistill.burn_in",
     "codistill.interval",
     "codistill.exchange",
@@ -32,12 +31,14 @@ def unfollowable(config: Config) -> list[str]:
     if not (run_dir / CONFIG).exists():
         return [f"{where}: no {CONFIG} there; give the directory of a run of several replicas"]
     try:
-        changes = differences(load_config(run_dir / CONFIG), config)
+        earlier = load_config(run_dir / CONFIG)
     except ConfigError as error:
         return [f"{where}: {problem}" for problem in error.problems]
+    if earlier.codistill is None:
+        return [f"{where}: its replicas taught nobody; give the directory of a run with codistill"]
     found = [
-        f"{where}: {key} is {'null' if old is None else old} there and not {new}; follow a run of the same"
-        for key, old, new in changes
+        f"{where}: {key} is {old} there and not {new}; follow a run of the same"
+        for key, old, new in differences(earlier, config)
         if key in _ALIKE
     ]
     files = [run_dir / replica_folder(number) / EVENTS for number in range(config.parallel.replicas)]

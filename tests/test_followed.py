@@ -84,7 +84,7 @@ def test_one_of_another_kind_is_refused_by_name(
 def test_one_whose_replicas_taught_nobody_is_refused(configured: Make) -> None:
     run_dir = configured("first", parallel={"workers": 2, "device": "cpu", "replicas": 2})
     (problem,) = unfollowable(follower(run_dir))
-    assert problem.startswith(f"codistill.schedule: {run_dir}: codistill is null there and not ")
+    assert problem.startswith(f"codistill.schedule: {run_dir}: its replicas taught nobody; ")
 
 
 def test_one_that_is_not_there_or_has_no_events_is_refused(followed: Make, tmp_path: Path) -> None:
