@@ -23,9 +23,9 @@ from dist_train.core.step import outputs_of
 from dist_train.core.teachers import Among, Following, PostedTeachers, Predict
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
+from dist_train.delivered import script_of
 from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures, Turn
-from dist_train.followed import script_of
 from dist_train.layout import BOARD
 from dist_train.rules.teaching import replica_seed, teachers_of
 from dist_train.runtime.line import Line

@@ -1,7 +1,7 @@
 """Where replicas exchange what they predict: their workers meet, batch by batch, each those of its own rank.
 
 It lives in the process that started the replicas, which knows who is gone. Workers call by line (line.py);
-who waits for whom is decided in rules/company.py, and where all stop in rules/halt.py.
+who waits for whom, and where all stop, is decided in rules/company.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dist_train.rules.company import Company, Place
-from dist_train.rules.halt import Halt
+from dist_train.rules.company import Company, Halt, Place
 from dist_train.runtime.line import Line, LineBroken, Listener, listen
 
 # For replicas that are behind: the latest predictions of each worker, by number and by size.
@@ -89,8 +88,8 @@ class _Group:
 
 @dataclass(frozen=True)
 class Waits:
-    """In seconds: how long replicas may take to meet, how long a silent one is waited for in training
-    (rules/company.py), and how long for a stop (rules/halt.py)."""
+    """In seconds: how long replicas may take to meet; how long a silent one is waited for, in training and
+    for a stop."""
 
     meeting_s: float
     patience_s: float
