@@ -1,4 +1,4 @@
-"""What a run has left in its directory: configuration, each replica's weights, and its changes of teachers."""
+"""What a run has left in its directory: configuration, weights of each replica, its changes of teachers."""
 
 from __future__ import annotations
 

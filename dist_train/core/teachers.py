@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +141,7 @@ class PostedTeachers:
         among = self._among
         if among.leads and among.turn == 0:
             self._board.begin(among.replica, updates)
-            # Killed after a checkpoint, it may not have posted yet what others are to take up.
+            # Stopped or killed after a checkpoint, it may not have posted yet what others are to take up.
             owes = self._follows is not None and max(1, self._terms.burn_in) <= updates
             if owes and updates % self._terms.interval == 0 and self._board.newest(among.replica) != updates:
                 self._post(updates)
@@ -195,14 +195,21 @@ class PostedTeachers:
 
     def _post(self, updates: int) -> None:
         if self._posting is not None:
-            # Who follows may need each post; otherwise none is worth waiting for.
-            if self._follows is None and not self._posting.done():
+            if not self._done_with(self._posting, updates):
                 self.on_event({"event": "post_skipped", "step": updates, "reason": "the last is under way"})
                 return
             self._tell_failed_post(self._posting.exception())
         self._posted_at = updates
         self._copy = snapshot(unique_tensors(self._model), self._copy)
         self._posting = self._background.submit(self._put_up, updates, self._copy)
+
+    def _done_with(self, posting: Future[None], updates: int) -> bool:
+        """Say whether a post is done: who follows waits for it, as any may be needed, unless all stop."""
+        follows = self._follows
+        while follows is not None and not posting.done() and not follows.stops_at(updates):
+            follows.waiting(updates)
+            wait([posting], _LOOK_AGAIN_S)
+        return posting.done()
 
     def _put_up(self, updates: int, tensors: Mapping[str, Tensor]) -> None:
         """Post, unless it would make others predict NaN."""

@@ -49,9 +49,9 @@ class Window:
             self.seconds[phase] += push.seconds.get(phase, 0.0)
         at = push.version.number
         ages = [at - version for _, version in push.teachers if teaches(version, at, max_age)]
-        if push.agreement is not None and ages:
+        if push.agreement is not None and push.teachers:
             self.agreements.append(push.agreement)
-            self.teacher_age = max(self.teacher_age, *ages)
+            self.teacher_age = max([self.teacher_age, *ages])
 
     def waited(self, tally: Tally) -> dict[str, float]:
         """Return the seconds that members spent waiting, by cause, now that the run has come to ``tally``."""

@@ -441,6 +441,16 @@ class TestScript:
         assert (board.newest(0), events) == (2, [])
         assert board.read(0, 1)
 
+    def test_one_that_stops_does_not_wait_for_the_board_and_posts_when_it_goes_on(self) -> None:
+        board, background, waited = MemoryBoard(), ByHand(), list[int]()
+        follows = Following(Script(), stops_at=lambda boundary: len(waited) > 0, waiting=waited.append)
+        found, events = teachers(board, background=background, follows=follows)
+        run(found, 1, 2)
+        assert ([event["event"] for event in events], waited) == (["post_skipped"], [2])
+        resumed, _ = teachers(board, follows=Following(Script()))
+        resumed.begin(model(), 2)
+        assert board.newest(0) == 2
+
     def test_it_posts_what_it_had_saved_and_not_posted_when_it_was_killed(self) -> None:
         board = MemoryBoard()
         found, _ = teachers(board, Codistill(interval=2), follows=Following(Script()))
