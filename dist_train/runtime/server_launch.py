@@ -132,14 +132,14 @@ def _gpu_each(config: Config, cluster: Cluster) -> int:
     """Return 1 if each worker gets a GPU of its own, 0 if all use the CPU.
 
     ``device: auto`` takes GPUs on this machine if there are any, as without a server, and on a cluster,
-    whose GPUs may be there for others, if there is one for each worker.
+    whose GPUs may be there for others, if there is one for each worker of all replicas.
     """
     parallel = config.parallel
     if parallel.device == "cpu":
         return 0
     if parallel.device == "cuda":
         return 1
-    needed = 1 if parallel.cluster.address is None else int(parallel.workers)
+    needed = 1 if parallel.cluster.address is None else int(parallel.workers) * parallel.replicas
     return int(cluster.gpus() >= needed)
 
 
