@@ -80,8 +80,8 @@ class _Agreed(NamedTuple):
 class Halt:
     """Where replicas stop.
 
-    ``patience_s`` is how long a pledge is waited for, and how long one may take to catch up.
-    In the first ``apart`` updates, the burn-in, replicas need nothing of one another: each stops where it is.
+    ``patience_s`` is how long a pledge is waited for, and how long one may take to catch up. In the first
+    ``apart`` updates, the burn-in, replicas need nothing of one another: each stops where it is.
     """
 
     def __init__(self, patience_s: float, apart: int = 0) -> None:
