@@ -23,17 +23,16 @@ from dist_train.core.step import outputs_of
 from dist_train.core.teachers import Among, Following, PostedTeachers, Predict
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
-from dist_train.errors import ConfigError
+from dist_train.delivered import script_of
 from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures, Turn
-from dist_train.layout import BOARD, EVENTS, replica_folder
-from dist_train.rules.teacher_script import Script
+from dist_train.layout import BOARD
 from dist_train.rules.teaching import replica_seed, teachers_of
 from dist_train.runtime.line import Line
 from dist_train.runtime.place import relay_address
+from dist_train.runtime.relay import Seat
 from dist_train.student import Student
 from dist_train.task import Task
-from dist_train.watch.records import read
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ class Post:
     """Where a worker stands: its replica's ``number`` and run directory, its group, and its place in it.
 
     ``turn`` counts the groups of its replica before its own, ``rank`` the workers of the group before it.
+    ``life`` is another one at each start. ``stops_at`` says whether all workers are known to stop at a
+    boundary or before; ``phase`` is told where this one is.
     """
 
     number: int
@@ -50,6 +51,9 @@ class Post:
     collective: Collective
     rank: int = 0
     turn: int = 0
+    life: str = ""
+    stops_at: Callable[[int], bool] = lambda boundary: False
+    phase: Callable[[str, int], None] = lambda name, step: None
 
 
 class Replica:
@@ -65,6 +69,9 @@ class Replica:
         self._lessons = Lessons(device)
         self.student = Student(config, post.collective)
         self._posted: PostedTeachers | None = None
+        self._line: Line | None = None
+        # How many workers of the group have a batch of that number in the next update.
+        self.workers_with: Callable[[int], int] = lambda batch: post.collective.workers
 
     def coupled(self, inside: Coupling, task: Task, progress: Progress) -> Coupling:
         """Add what is learnt from teachers to what couples the workers of this replica."""
@@ -85,19 +92,26 @@ class Replica:
             post.collective,
             # One thread: a post and what is read for the next change follow one another.
             ThreadPoolExecutor(1, thread_name_prefix="board"),
-            None if terms.schedule is None else self._following(Path(terms.schedule)),
+            None if terms.schedule is None else self._following(terms, Path(terms.schedule)),
             # Leases come one by one: what comes after them is not known.
             SideStream(self._device) if self._device.type == "cuda" and not parallel.has_server else None,
         )
         self._posted.on_event = _log
         return self._posted
 
-    def _following(self, run_dir: Path) -> Following:
-        return Following(script_of(run_dir, self.number), self._config.parallel.timeout_s)
+    def _following(self, terms: Codistill, run_dir: Path) -> Following:
+        post, script = self._post, script_of(run_dir, self.number, self._teachers(terms))
+        patience_s = self._config.parallel.timeout_s
+        return Following(script, patience_s, post.stops_at, lambda step: post.phase("waiting", step))
 
     def _peers(self, terms: Codistill) -> Peers:
-        line, who = Line(relay_address()), (self._post.rank, self.number, self._teachers(terms))
-        return Peers(lambda place, scores: line.ask("swap", *who, place, scores))
+        line, post = Line(relay_address()), self._post
+        seat = Seat(self.number, post.rank, post.life, self._teachers(terms))
+        self._line = line
+        return Peers(
+            lambda place, workers, scores: line.ask("swap", seat, place, workers, scores),
+            lambda batch: self.workers_with(batch),
+        )
 
     def _teachers(self, terms: Codistill) -> tuple[int, ...]:
         return teachers_of(self.number, self._config.parallel.replicas, terms.topology)
@@ -117,7 +131,7 @@ class Replica:
         agreement = self._lessons.of_all(self._post.collective)
         if agreement is None:
             return soft
-        versions = {} if self._posted is None else self._posted.versions
+        versions = {} if self._posted is None else self._posted.teaching(updates)
         age = {"teacher_age": float(updates - min(versions.values()))} if versions else {}
         return {**soft, "agreement": agreement, **age}
 
@@ -151,7 +165,11 @@ class Replica:
 
     def close(self) -> None:
         if self._posted is not None:
+            # Whoever is told of events may have ended before.
+            self._posted.on_event = _log
             self._posted.close()
+        if self._line is not None:
+            self._line.close()
 
 
 def by_count(state: State) -> Progress:
@@ -170,14 +188,6 @@ def by_version(turn: Turn) -> Progress:
         return begun
 
     return Progress(before, lambda: turn.version.number if turn.is_last else begun)
-
-
-def script_of(run_dir: Path, replica: int) -> Script:
-    """Read when a replica of an earlier run changed its teachers; ConfigError if that cannot be known."""
-    file = run_dir / replica_folder(replica) / EVENTS
-    if not file.exists():
-        raise ConfigError(f"codistill.schedule: {file} is not there; give the directory of a run of replicas")
-    return Script.of(read(file))
 
 
 def _log(event: dict[str, Any]) -> None:

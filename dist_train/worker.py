@@ -77,14 +77,15 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         rank, workers, phase = place.rank, place.workers, connection.phase
         at = Workplace(rank, workers, numerics, collective, phase, place.number, place.replica, place.attempt)
-        replica = Replica(config, Post(place.replica, given.run_dir, collective, rank), connection.device)
+        post = Post(place.replica, given.run_dir, collective, rank, 0, given.attempt, stop.agreed_at, phase)
+        replica = Replica(config, post, connection.device)
         parts.callback(replica.close)
         coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))
         learner = Learner(config, task, state, coupling, at)
+        replica.workers_with = learner.workers_with
         replica.student.refuse_unfit(Pupil(task, state.model, learner.validation_data, numerics))
         training = _open(config, connection, given, learner, replica, stop, parts)
-        interrupted = _train(training)
-        status = _finish(training, connection, given, interrupted)
+        status = _finish(training, connection, given, interrupted=_train(training))
         stop.close()
         learner.close()
         # Nobody leaves while another one still needs the store, which lives with rank 0.
@@ -115,9 +116,9 @@ def _open(
     scene = Scene(describe_device(connection.device), parameters, place.started_by, place.attempt)
     announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
     learner.begin(plan)
+    replica.on_event(book.event)
     if origin.path is not None:
         replica.restore(origin.path)
-    replica.on_event(book.event)
     keeper = _open_keeper(config, connection, given, book, origin, learner)
     before = earlier(given.run_dir, state.counted.updates)
     profiler = open_profiler(config.logging.profile, given.run_dir, place.rank)
@@ -131,10 +132,9 @@ def _open_keeper(
 ) -> Keeper:
     step, writes = learner.state.counted.updates, learner.coupling.writes
     rank, workers = connection.place.rank, connection.place.workers
-    folder = given.run_dir / CHECKPOINTS
     ballot = StoreBallot(connection.store, f"ballot/{given.attempt}", rank, workers)
     retention = (config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
-    committer = Committer(folder, rank, workers, given.attempt, ballot, retention)
+    committer = Committer(given.run_dir / CHECKPOINTS, rank, workers, given.attempt, ballot, retention)
     return open_keeper(config, committer, origin, step, writes, lambda event: book.event(with_warning(event)))
 
 
@@ -180,6 +180,7 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
     """Save what there is; when training is over, deliver the weights."""
     learner, reporter = training.learner, training.reporter
     connection.phase("finishing", learner.state.counted.updates)
+    training.replica.settle()
     if learner.has_unmeasured_steps:
         training.measured(learner.rate)
     if not interrupted and not reporter.has_validated:
@@ -195,6 +196,5 @@ def _finish(training: Training, connection: Connection, given: Assignment, inter
             write_weights(learner.state.model, weights)
     # After the weights: a disk too full for the last checkpoint must not cost the result.
     training.keeper.finish(learner.state, learner.rate, training.saving, training.replica.part())
-    training.replica.settle()
     reporter.finish("done", given.run_dir, weights)
     return DONE

@@ -207,11 +207,19 @@ EXPERIMENTS = {
 }
 
 
+def even(text: str) -> int:
+    """Read a number of seeds: they are compared in pairs, and a spread takes two of these."""
+    number = int(text)
+    if number < 4 or number % 2:
+        raise argparse.ArgumentTypeError(f"{text} is not an even number of at least 4")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.codistillation", description=__doc__)
     parser.add_argument("names", nargs="*", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/experiments")
-    parser.add_argument("--seeds", type=int, default=4, help="an even number")
+    parser.add_argument("--seeds", type=even, default=4, help="an even number of at least 4")
     given = parser.parse_args()
     for name in given.names:
         EXPERIMENTS[name](given.folder, given.seeds)

@@ -164,6 +164,12 @@ class Learner:
         counted.samples += taken.count
         counted.cursor = self._order.after(counted.cursor)
 
+    def workers_with(self, batch: int) -> int:
+        """Return how many workers of the group have a batch of that number in the next update: the first."""
+        count, at = self._order.draw(self.state.counted.cursor).count, self._at
+        ranks = range(at.workers)
+        return sum(len(replace(self._share, rank=rank).batches(count)) > batch for rank in ranks)
+
     def step_on(self, batches: Iterator[Any], count: int, rate: float) -> None:
         """Compute gradients, bring them together, apply them; the state's counts are the caller's.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +27,12 @@ from dist_train.errors import TrainingError
 from dist_train.exchange.board import Board
 from dist_train.exchange.collective import Collective
 from dist_train.rules.teacher_script import Script
-from dist_train.rules.teaching import looks_every, passes, posts, teaches
+from dist_train.rules.teaching import looks_every, passes, posts, teaches, weight_at
 
 NONE = -1
 _LOOK_AGAIN_S = 0.02
+# What the last post gets in the end: a file system that hangs must not keep a worker from ending.
+SETTLE_S = 10.0
 
 # What a model predicts of a batch: scores (..., classes).
 Predict = Callable[[nn.Module, Any], Tensor]
@@ -74,10 +76,16 @@ class Among:
 
 @dataclass(frozen=True)
 class Following:
-    """What an earlier run did, and how long a post may be still to come, in seconds."""
+    """What an earlier run did, and how long a post may be still to come, in seconds.
+
+    ``stops_at`` says whether all workers are known to stop at a boundary or before; ``waiting`` is told the
+    update after which this one waits.
+    """
 
     script: Script
     patience_s: float = 300.0
+    stops_at: Callable[[int], bool] = lambda boundary: False
+    waiting: Callable[[int], None] = lambda updates: None
 
 
 @dataclass(frozen=True)
@@ -123,14 +131,20 @@ class PostedTeachers:
         self._scanning: Future[Found] | None = None
         self._own_newest = NONE
         self._posting: Future[None] | None = None
+        self._posted_at = NONE
         self._copy: dict[str, Tensor] = {}
         self._updates = self._began = 0
 
     def begin(self, model: nn.Module, updates: int) -> None:
         self._model = model
         self._updates = self._began = updates
-        if self._among.leads and self._among.turn == 0:
-            self._board.begin(self._among.replica, updates)
+        among = self._among
+        if among.leads and among.turn == 0:
+            self._board.begin(among.replica, updates)
+            # Stopped or killed after a checkpoint, it may not have posted yet what others are to take up.
+            owes = self._follows is not None and max(1, self._terms.burn_in) <= updates
+            if owes and updates % self._terms.interval == 0 and self._board.newest(among.replica) != updates:
+                self._post(updates)
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
@@ -144,8 +158,11 @@ class PostedTeachers:
             return [self._predict(model, batch) for _, model in teachers]
 
     def _foresee(self, batch: Any) -> None:
-        """Begin to predict a batch for the update after the one in the making."""
+        """Begin to predict a batch for the update after the one in the making, if that is to be taught."""
         assert self._side is not None
+        terms = self._terms
+        if weight_at(self._updates + 1, terms.weight, terms.burn_in, terms.ramp) == 0:
+            return
         teachers = self.in_force(self._updates + 1)
         with torch.no_grad(), self._side.after_compute():
             predicted = [self._predict(model, batch) for _, model in teachers]
@@ -178,12 +195,21 @@ class PostedTeachers:
 
     def _post(self, updates: int) -> None:
         if self._posting is not None:
-            if not self._posting.done():
+            if not self._done_with(self._posting, updates):
                 self.on_event({"event": "post_skipped", "step": updates, "reason": "the last is under way"})
                 return
-            self._tell_failed_post(updates)
+            self._tell_failed_post(self._posting.exception())
+        self._posted_at = updates
         self._copy = snapshot(unique_tensors(self._model), self._copy)
         self._posting = self._background.submit(self._put_up, updates, self._copy)
+
+    def _done_with(self, posting: Future[None], updates: int) -> bool:
+        """Say whether a post is done: who follows waits for it, as any may be needed, unless all stop."""
+        follows = self._follows
+        while follows is not None and not posting.done() and not follows.stops_at(updates):
+            follows.waiting(updates)
+            wait([posting], _LOOK_AGAIN_S)
+        return posting.done()
 
     def _put_up(self, updates: int, tensors: Mapping[str, Tensor]) -> None:
         """Post, unless it would make others predict NaN."""
@@ -191,9 +217,10 @@ class PostedTeachers:
             raise TrainingError(f"update {updates}: {bad[0]} holds NaN or infinity, so nothing is posted")
         self._board.post(self._among.replica, updates, tensors)
 
-    def _tell_failed_post(self, updates: int) -> None:
-        if self._posting is not None and (error := self._posting.exception()) is not None:
-            self.on_event({"event": "post_failed", "step": updates, "warning": f"board: {error}"})
+    def _tell_failed_post(self, error: BaseException | None) -> None:
+        if error is not None:
+            text = f"board: post {self._posted_at} was not written: {error}"
+            self.on_event({"event": "post_failed", "step": self._updates, "warning": text})
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -219,21 +246,28 @@ class PostedTeachers:
             self._scanning = self._background.submit(self._scan)
 
     def _follow(self, updates: int, name: int, version: int) -> None:
-        """Change over as it is written, however long the post is still to come."""
+        """Change over as it is written; unless all stop before it can be, which leaves it to ``restore``."""
+        tensors = self._awaited(updates, name, version)
+        if tensors is not None:
+            self._seat(self._desks[name], version, tensors)
+            self.on_event({"event": "teacher", "step": updates, "replica": name, "version": version})
+
+    def _awaited(self, updates: int, name: int, version: int) -> dict[str, Tensor] | None:
+        """Wait for a post, however long it is still to come; None when all stop meanwhile."""
         assert self._follows is not None
         patience_s = self._follows.patience_s
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                tensors = self._board.read(name, version)
-                break
+                return self._board.read(name, version)
             except TrainingError as error:
+                if self._follows.stops_at(updates):
+                    return None
                 if time.monotonic() > deadline:
                     waited = f"codistill.schedule: waited {patience_s:g} s (parallel.timeout_s)"
                     raise TrainingError(f"{waited} for post {version} of replica {name}") from error
+                self._follows.waiting(updates)
                 time.sleep(_LOOK_AGAIN_S)
-        self._seat(self._desks[name], version, tensors)
-        self.on_event({"event": "teacher", "step": updates, "replica": name, "version": version})
 
     def _seen(self) -> Found:
         """What the leading worker last found on the board."""
@@ -279,6 +313,10 @@ class PostedTeachers:
         """The version of each teacher that is in force, by replica."""
         return {name: desk.version for name, desk in self._desks.items() if desk.model is not None}
 
+    def teaching(self, updates: int) -> dict[int, int]:
+        """The version of each teacher that teaches in the update after ``updates``, by replica."""
+        return {name: version for name, version in self.versions.items() if self._is_young(version, updates)}
+
     def take_newest(self, updates: int) -> None:
         """Take up at once what is on the board, before the first update; all workers of a group together."""
         found = self._scan() if self._among.leads else {}
@@ -320,15 +358,25 @@ class PostedTeachers:
                 if key.startswith(prefix)
             }
             self._seat(desk, int(version), saved)
+        if self._follows is not None:
+            for name, version in self._follows.script.in_force(self._updates).items():
+                if self._desks[name].version != version:
+                    self._follow(self._updates, name, version)
 
     def settle(self) -> None:
-        """Wait for the last post, and tell if it failed."""
-        if self._posting is not None:
-            self._tell_failed_post(self._updates)
-            self._posting = None
+        """Wait for the last post, and tell if it failed or is not done in time."""
+        posting, self._posting = self._posting, None
+        if posting is None:
+            return
+        try:
+            error = posting.exception(SETTLE_S)
+        except TimeoutError:
+            error = TrainingError(f"not done within {SETTLE_S:g} s; training ends without it")
+        self._tell_failed_post(error)
 
     def close(self) -> None:
-        self._background.shutdown(cancel_futures=False)
+        self.settle()
+        self._background.shutdown(wait=False, cancel_futures=True)
 
 
 def seated(teacher: nn.Module | None, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

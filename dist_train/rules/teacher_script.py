@@ -16,6 +16,15 @@ class Script:
     def after(self, updates: int) -> tuple[tuple[int, int], ...]:
         return self.changes.get(updates, ())
 
+    def in_force(self, updates: int) -> dict[int, int]:
+        """Return the version of each teacher after ``updates``, by replica."""
+        made = sorted(at for at in self.changes if at <= updates)
+        return {replica: version for at in made for replica, version in self.changes[at]}
+
+    @property
+    def teachers(self) -> set[int]:
+        return {replica for changes in self.changes.values() for replica, _ in changes}
+
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> Self:
         """Take the changes from a run's events; what a resumed run made again counts as it was made last."""

@@ -41,6 +41,13 @@ def teachers_of(replica: int, replicas: int, topology: Topology) -> tuple[int, .
             return (replica ^ 1,)
 
 
+def companions_of(replica: int, replicas: int, topology: Topology) -> tuple[int, ...]:
+    """Return the replicas that keep step with ``replica`` where predictions are exchanged, it included."""
+    if topology == "pairs":
+        return tuple(sorted((replica, *teachers_of(replica, replicas, topology))))
+    return tuple(range(replicas))
+
+
 def weight_at(updates: int, weight: float, burn_in: int, ramp: int) -> float:
     """Return the weight of the agreement in the update after ``updates``: 0, then a line, then ``weight``."""
     if updates < burn_in:

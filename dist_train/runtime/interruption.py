@@ -57,6 +57,19 @@ class Interruptible(Generic[T]):
                     self._interrupt()
 
 
+def the_first(stop: Callable[[signal.Signals], None]) -> Callable[[signal.Signals], None]:
+    """Pass on the first request to stop, and none after it."""
+    asked = False
+
+    def pass_on(number: signal.Signals) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            stop(number)
+
+    return pass_on
+
+
 @contextmanager
 def stop_signals_to(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Inside a coroutine: have every request to stop call ``stop`` in its loop, until the block is left.

@@ -38,7 +38,8 @@ OnEvent = Callable[[dict[str, Any]], None]
 class Job:
     """What to launch: ``argv`` is a worker's complete command, ``environment`` is added to this process's.
 
-    ``first_step_of`` returns the step of the newest checkpoint, 0 without one.
+    ``first_step_of`` returns the step of the newest checkpoint, 0 without one. ``patient``: a second order to
+    stop kills nobody, because whoever started this process sees to that, and signals may reach both.
     """
 
     argv: list[str]
@@ -47,6 +48,7 @@ class Job:
     recovery: schema.Recovery
     first_step_of: Callable[[], int]
     environment: dict[str, str] = field(default_factory=dict)
+    patient: bool = False
 
 
 def launch(job: Job, say: Say, on_event: OnEvent) -> int:
@@ -205,7 +207,7 @@ class _Group:
         """Pass a signal on to the workers; False if it is the second order to stop, which kills."""
         number = signal.SIGTERM if number == signal.SIGINT else number
         if number == signal.SIGTERM and number in self._asked:
-            return False
+            return self._job.patient
         self._asked.add(number)
         self._deadline = self._deadline or time.monotonic() + self._job.recovery.grace_s
         self._on_event({"event": "signal", "signal": number.name})

@@ -12,7 +12,7 @@ from dist_train import layout, tasks
 from dist_train.config import Config, differences, dump_config, load_config
 from dist_train.config.combinations import NOT_ON_RAY, contradictions, lines
 from dist_train.config.schema import Parallel
-from dist_train.delivered import find_teachers
+from dist_train.delivered import find_teachers, unfollowable
 from dist_train.errors import ConfigError
 from dist_train.runtime.place import find_replica
 from dist_train.runtime.run_dir import environment, gpu_count, write_atomically
@@ -49,6 +49,7 @@ def refuse_impossible(config: Config, variables: Mapping[str, str]) -> Config:
     counted = with_workers(config, alone if parallel.workers == "auto" else parallel.workers)
     if parallel.workers == "auto":
         problems += lines(contradictions(counted))
+    problems += unfollowable(config)
     try:
         find_teachers(config)
     except ConfigError as error:

@@ -26,7 +26,7 @@ from dist_train.runtime.children import Child
 from dist_train.runtime.launcher import POLL_S, Signals, available_cpus
 from dist_train.runtime.opening import newest_step
 from dist_train.runtime.place import relay_variables, replica_variables
-from dist_train.runtime.relay import RelayThread
+from dist_train.runtime.relay import CLOSE_S, RelayThread, Waits
 from dist_train.runtime.run_dir import gpu_count
 from dist_train.watch.replica_summary import sum_up
 
@@ -70,8 +70,11 @@ class _Run:
         codistill = config.codistill
         self._relay: RelayThread | None = None
         if codistill is not None and codistill.by_prediction:
-            meeting_s = config.parallel.timeout_s
-            self._relay = RelayThread(config.parallel.replicas, codistill.patience_s, meeting_s)
+            # A stop has to leave time to save in.
+            halt_s = min(codistill.patience_s, config.recovery.grace_s / 3)
+            waits = Waits(config.parallel.timeout_s, codistill.patience_s, halt_s)
+            parallel = config.parallel
+            self._relay = RelayThread(parallel.replicas, int(parallel.workers), waits, codistill.burn_in)
 
     def watch(self, signals: Signals, on_event: OnEvent) -> None:
         """Return when every replica has come to its end."""
@@ -88,8 +91,8 @@ class _Run:
         children.kill([replica.child for replica in self.replicas if replica.child is not None])
 
     def close(self) -> None:
-        if self._relay is not None:
-            self._relay.close()
+        if self._relay is not None and not self._relay.close():
+            self._say(f"the relay of predictions was not closed within {CLOSE_S:g} s; the run ends anyway")
 
     def _pass_on(self, number: signal.Signals) -> None:
         """Ask everybody to save and stop; asked again by SIGTERM or SIGINT, kill them."""

@@ -18,7 +18,7 @@ from dist_train.rules.resources import Bundle, Resources
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.conductor import Conductor
 from dist_train.runtime.crew import Crew
-from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to
+from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to, the_first
 from dist_train.runtime.launcher import available_cpus
 from dist_train.runtime.letters import Order
 from dist_train.runtime.opening import newest_step
@@ -111,8 +111,10 @@ async def _attempt(
     cluster, reservation = where
     crew = Crew(cluster, reservation, order, _environment(order, reservation), gpus)
     conductor = Conductor(order, crew, say)
-    with stop_signals_to(conductor.stop):
-        attempt.interrupted_by(lambda: conductor.stop(signal.SIGINT))
+    # Who started one of several replicas also kills it, and signals may reach both.
+    stop = conductor.stop if find_replica() is None else the_first(conductor.stop)
+    with stop_signals_to(stop):
+        attempt.interrupted_by(lambda: stop(signal.SIGINT))
         try:
             return await conductor.run()
         finally:
@@ -130,14 +132,14 @@ def _gpu_each(config: Config, cluster: Cluster) -> int:
     """Return 1 if each worker gets a GPU of its own, 0 if all use the CPU.
 
     ``device: auto`` takes GPUs on this machine if there are any, as without a server, and on a cluster,
-    whose GPUs may be there for others, if there is one for each worker.
+    whose GPUs may be there for others, if there is one for each worker of all replicas.
     """
     parallel = config.parallel
     if parallel.device == "cpu":
         return 0
     if parallel.device == "cuda":
         return 1
-    needed = 1 if parallel.cluster.address is None else int(parallel.workers)
+    needed = 1 if parallel.cluster.address is None else int(parallel.workers) * parallel.replicas
     return int(cluster.gpus() >= needed)
 
 

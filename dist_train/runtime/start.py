@@ -131,6 +131,7 @@ def _launch(config: Config, directory: Path, resume: str, say: Callable[[str], N
         run_dir=directory,
         recovery=config.recovery,
         first_step_of=lambda: newest_step(directory),
+        patient=find_replica() is not None,
     )
     return launch(job, say, on_event)
 

@@ -20,7 +20,8 @@ from dist_train.runtime.start import tell
 
 # Of the working directory, never sent: history, environments, and what earlier runs made.
 EXCLUDED = (".git", ".venv", "/runs")
-# What a stopped job gets beyond the time that its own configuration gives it to save.
+# What a stopped job gets beyond the time that its own configuration gives it to save; twice with replicas, as
+# each has a launcher that is waited for.
 MARGIN_S = 10
 POLL_S = 0.5
 # Without news of a job that long, it is not followed any further.
@@ -67,6 +68,8 @@ def send(submission: Submission, connect: Callable[[str], Jobs] | None = None) -
     client = (connect or _connect)(submission.address)
     # Ray reads this in the process that stops the job; its own 3 s are short for a checkpoint.
     wait_s = int(config.recovery.grace_s) + MARGIN_S
+    if config.parallel.replicas > 1:
+        wait_s += MARGIN_S
     surroundings = {
         "working_dir": str(submission.working_dir.resolve()),
         "excludes": list(EXCLUDED),

@@ -9,20 +9,24 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_train import tasks
 from dist_train.config import Config
 from dist_train.errors import FAILED, REFUSED, ConfigError, Mismatch
 from dist_train.rules.liveness import Limits
+from dist_train.rules.teaching import companions_of
 from dist_train.runtime import children
 from dist_train.runtime import run_dir as directories
 from dist_train.runtime.opening import open_run_directory
-from dist_train.runtime.place import Place
+from dist_train.runtime.place import Place, relay_address
 from dist_train.runtime.pulse import PulseWriter
 from dist_train.runtime.signals import StopSignals
 from dist_train.watch.aftermath import write_failure
 from dist_train.watch.logs import worker_logs
+
+if TYPE_CHECKING:
+    from dist_train.exchange.agreement import Others
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +126,23 @@ def _run(
         settled = connection.from_rank_0("assignment", settle)
         directory = Path(settled["run_dir"])
         found(directory)
-        stop = StopAgreement(connection.store, place.rank, place.workers)
+        others = _others(config, place)
+        stop = StopAgreement(connection.store, place.rank, place.workers, others=others)
         signals.connect(stop.request)
         pulse.every_tick(stop.poll)
         # "none" speaks of the first start; after a restart there may be checkpoints to go on from.
         origin = "auto" if place.attempt and resume == "none" else resume
         given = Assignment(directory, origin, settled["attempt"])
         return work(config, connection, given, stop)
+
+
+def _others(config: Config, place: Place) -> Others | None:
+    """Return the replicas that this one stops together with, for the worker that asks them."""
+    from dist_train.runtime.relay import HaltByLine
+
+    codistill, replicas = config.codistill, config.parallel.replicas
+    if place.rank != 0 or codistill is None or not codistill.by_prediction:
+        return None
+    return HaltByLine(
+        relay_address(), place.replica, companions_of(place.replica, replicas, codistill.topology)
+    )

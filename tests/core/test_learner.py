@@ -161,6 +161,17 @@ def test_training_begins_with_what_is_unfinished():
     assert learner.state.counted == Counted(4, 8, Position(1, 4), seed=5, train_size=SIZE)
 
 
+def test_how_many_workers_have_a_batch_of_the_next_update():
+    train = {"steps": 9, "batch_size": 1, "accumulate": 2}
+    whole = learner_of(train=train, workers=2)
+    assert [whole.workers_with(batch) for batch in range(3)] == [2, 2, 0]
+    # Two samples are left of the epoch for four workers, or three for two.
+    rest = learner_of(train=train | {"accumulate": 1}, workers=4, counted=Counted(1, 4, Position(0, 4)))
+    assert [rest.workers_with(batch) for batch in range(2)] == [2, 0]
+    uneven = learner_of(train=train | {"batch_size": 2}, workers=2, counted=Counted(1, 4, Position(0, 3)))
+    assert [uneven.workers_with(batch) for batch in range(3)] == [2, 1, 0]
+
+
 def unfinished_learner(train, samples=5):
     counted = Counted(3, samples, Position(1, 0), (Run(0, 1, 5),))
     return learner_of(train=train | {"batch_size": 4}, counted=counted)

@@ -24,24 +24,37 @@ CPU = torch.device("cpu")
 
 class TestSwap:
     def test_scores_go_out_and_come_back_in_their_shape(self) -> None:
-        asked: list[tuple[tuple[int, int], bytes]] = []
+        asked: list[tuple[tuple[int, int], int, bytes]] = []
 
-        def swap(place: tuple[int, int], scores: bytes) -> Sequence[bytes]:
-            asked.append((place, scores))
+        def swap(place: tuple[int, int], workers: int, scores: bytes) -> Sequence[bytes]:
+            asked.append((place, workers, scores))
             return [scores, torch.full((2, 3), 7.0).numpy().tobytes()]
 
         own = torch.arange(6.0).view(2, 3)
         first, second = Peers(swap).predictions(own.to(torch.bfloat16), None, 4)
         assert first.equal(own)
         assert second.equal(torch.full((2, 3), 7.0))
-        assert asked == [((4, 0), own.numpy().tobytes())]
+        assert asked == [((4, 0), 1, own.numpy().tobytes())]
 
     def test_the_batches_of_an_update_are_numbered(self) -> None:
         places: list[tuple[int, int]] = []
-        peers = Peers(lambda place, scores: places.append(place) or [])
+        peers = Peers(lambda place, workers, scores: places.append(place) or [])
         for updates in (4, 4, 5, 6, 6):
             peers.predictions(torch.zeros(1, 2), None, updates)
         assert places == [(4, 0), (4, 1), (5, 0), (6, 0), (6, 1)]
+
+    def test_it_is_told_how_many_workers_have_such_a_batch(self) -> None:
+        asked: list[int] = []
+        peers = Peers(lambda place, workers, scores: asked.append(workers) or [], lambda batch: 3 - batch)
+        for updates in (4, 4, 5):
+            peers.predictions(torch.zeros(1, 2), None, updates)
+        assert asked == [3, 2, 3]
+
+    def test_one_that_has_come_apart_sends_nothing(self) -> None:
+        sent: list[bytes] = []
+        peers = Peers(lambda place, workers, scores: sent.append(scores) or [])
+        peers.predictions(torch.tensor([[1.0, float("nan")]]), None, 4)
+        assert sent == [b""]
 
 
 class Inside:
@@ -118,7 +131,7 @@ def test_with_a_snapshot_of_every_update_both_exchanges_are_the_same_training() 
     for own, other in ((0, 1), (1, 0)):
         teacher = by_prediction[other]
 
-        def swap(place: tuple[int, int], scores: bytes, teacher: Pupil = teacher) -> Sequence[bytes]:
+        def swap(place: Any, workers: int, scores: bytes, teacher: Pupil = teacher) -> Sequence[bytes]:
             return [teacher.says.numpy().tobytes()]  # type: ignore[attr-defined]
 
         by_prediction[own].couple(Peers(swap))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -280,6 +281,18 @@ class TestPosting:
         found.settle()
         assert [event["event"] for event in events] == ["post_failed"]
 
+    def test_a_post_that_takes_too_long_in_the_end_is_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dist_train.core.teachers.SETTLE_S", 0.0)
+        found, events = teachers(MemoryBoard(), background=ByHand())
+        run(found, 1, 1)
+        found.close()
+        found.close()
+        (event,) = events
+        assert (event["event"], event["step"]) == ("post_failed", 1)
+        assert event["warning"] == (
+            "board: post 1 was not written: not done within 0 s; training ends without it"
+        )
+
     def test_what_is_not_finite_is_told_of_and_not_posted(self) -> None:
         board = MemoryBoard()
         found, events = teachers(board)
@@ -325,6 +338,16 @@ class TestAge:
         board.post(1, 14, tensors(6.0))
         run(found, 16, 18)
         assert weights(found, 18) == [6.0]
+
+    def test_who_is_left_out_is_not_among_those_that_teach(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=1, max_age=10), among=Among(0, (1, 2), leads=True))
+        board.post(1, 1, tensors(5.0))
+        board.post(2, 4, tensors(6.0))
+        run(found, 1, 12)
+        assert [found.teaching(updates) for updates in (11, 12)] == [{1: 1, 2: 4}, {2: 4}]
+        # A checkpoint keeps it: the other one may go on where it was.
+        assert found.versions == {1: 1, 2: 4}
 
 
 class TestCheckpoints:
@@ -382,6 +405,58 @@ class TestScript:
         found, _ = teachers(MemoryBoard(), follows=Following(Script({1: ((1, 4),)}), patience_s=0.0))
         with pytest.raises(TrainingError, match=r"waited 0 s \(parallel.timeout_s\) for post 4 of replica 1"):
             found.after(1)
+
+    def test_one_that_stops_leaves_the_change_to_the_run_that_goes_on(self) -> None:
+        board, script = MemoryBoard(), Script({1: ((1, 3),), 2: ((1, 4),)})
+        board.post(1, 3, tensors(3.0))
+        waited: list[int] = []
+        # All stop while it waits.
+        follows = Following(script, 1000.0, stops_at=lambda boundary: len(waited) > 0, waiting=waited.append)
+        found, _ = teachers(board, follows=follows)
+        run(found, 1, 2)
+        assert (waited, weights(found, 2)) == ([2], [3.0])
+
+        board.post(1, 4, tensors(4.0))
+        resumed, events = teachers(board, follows=Following(script))
+        resumed.begin(model(), 2)
+        resumed.restore(found.part())
+        assert weights(resumed, 2) == [4.0]
+        assert events == [{"event": "teacher", "step": 2, "replica": 1, "version": 4}]
+
+    def test_it_leaves_out_no_post_that_others_may_need(self) -> None:
+        gate = threading.Event()
+
+        class Slow(MemoryBoard):
+            def post(self, replica: int, version: int, tensors: Any) -> None:
+                gate.wait()
+                super().post(replica, version, tensors)
+
+        board = Slow()
+        with ThreadPoolExecutor(1) as background:
+            found, events = teachers(board, follows=Following(Script()), background=background)
+            found.after(1)
+            gate.set()
+            found.after(2)
+            found.settle()
+        assert (board.newest(0), events) == (2, [])
+        assert board.read(0, 1)
+
+    def test_one_that_stops_does_not_wait_for_the_board_and_posts_when_it_goes_on(self) -> None:
+        board, background, waited = MemoryBoard(), ByHand(), list[int]()
+        follows = Following(Script(), stops_at=lambda boundary: len(waited) > 0, waiting=waited.append)
+        found, events = teachers(board, background=background, follows=follows)
+        run(found, 1, 2)
+        assert ([event["event"] for event in events], waited) == (["post_skipped"], [2])
+        resumed, _ = teachers(board, follows=Following(Script()))
+        resumed.begin(model(), 2)
+        assert board.newest(0) == 2
+
+    def test_it_posts_what_it_had_saved_and_not_posted_when_it_was_killed(self) -> None:
+        board = MemoryBoard()
+        found, _ = teachers(board, Codistill(interval=2), follows=Following(Script()))
+        for updates, newest in ((3, None), (4, 4)):
+            found.begin(model(), updates)
+            assert board.newest(0) == newest
 
 
 class Side:
@@ -441,6 +516,29 @@ class TestForesight:
         (predicted,) = found.predictions(torch.zeros(2, 1), self.BATCH, 6)
         assert predicted[1] / predicted[0] == pytest.approx(2.0)
         assert float(predicted[0]) == pytest.approx(7.0, rel=1e-4)
+
+    def test_nothing_is_computed_before_the_burn_in_is_over(self) -> None:
+        board, side = MemoryBoard(), Side()
+        board.post(1, 4, tensors(5.0))
+        found, _ = teachers(board, Codistill(interval=1, burn_in=5), side=side)
+        assert found.foresee is not None
+        run(found, 1, 3)
+        # For the update after 4: the next one after it is taught.
+        for last, foreseen in ((3, []), (4, ["beside"])):
+            run(found, last, last)
+            side.events.clear()
+            found.foresee(self.BATCH)
+            assert side.events == foreseen
+
+    def test_nor_without_weight(self) -> None:
+        board, side = MemoryBoard(), Side()
+        board.post(1, 4, tensors(5.0))
+        found, _ = teachers(board, Codistill(interval=1, weight=0.0), side=side)
+        run(found, 1, 3)
+        side.events.clear()
+        assert found.foresee is not None
+        found.foresee(self.BATCH)
+        assert side.events == []
 
     def test_without_a_side_nothing_is_foreseen(self) -> None:
         assert teachers(MemoryBoard())[0].foresee is None

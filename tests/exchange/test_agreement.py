@@ -160,6 +160,84 @@ def test_a_worker_waits_for_a_pledge_made_by_another_thread() -> None:
     assert busy.reached(1)
 
 
+class Neighbours:
+    """Others who stop where they are told to."""
+
+    def __init__(self, target: int | None, reason: str | None = None) -> None:
+        self.target, self.reason = target, reason
+        self.pledged: list[int] = []
+        self.closed: list[int] = []
+
+    def asked(self) -> str | None:
+        return self.reason
+
+    def pledge(self, boundary: int, reason: str) -> int | None:
+        self.pledged.append(boundary)
+        return self.target
+
+    def close(self, boundary: int) -> None:
+        self.closed.append(boundary)
+
+
+class TestOthers:
+    def group(self, others: Neighbours) -> tuple[StopAgreement, StopAgreement]:
+        store = HashStore()
+        return (
+            StopAgreement(store, 0, 2, pause=refuse_to_wait, others=others),
+            StopAgreement(store, 1, 2, pause=refuse_to_wait),
+        )
+
+    def test_the_group_stops_where_they_do(self) -> None:
+        others = Neighbours(None)
+        lead, mate = self.group(others)
+        assert not mate.reached(4)
+        lead.request("SIGTERM")
+        with pytest.raises(WouldWait):
+            lead.reached(4)
+        mate.poll()
+        with pytest.raises(WouldWait):
+            mate.reached(5)
+        assert not lead.agreed_at(7)
+        others.target = 7
+        lead.poll()
+        # What the group itself could not do before 5 was told to them.
+        assert others.pledged[0] == 5
+        assert [lead.reached(boundary) for boundary in (5, 6, 7)] == [False, False, True]
+        assert [mate.reached(boundary) for boundary in (5, 6, 7)] == [False, False, True]
+
+    def test_a_request_to_one_of_them_goes_for_the_group(self) -> None:
+        lead, mate = self.group(Neighbours(5, reason="SIGTERM"))
+        for worker in (lead, mate):
+            assert not worker.reached(4)
+        for _ in range(2):
+            lead.poll()
+            mate.poll()
+        assert (lead.reached(5), mate.reached(5)) == (True, True)
+        assert (lead.reason, mate.reason) == ("SIGTERM", "SIGTERM")
+
+    def test_a_stop_that_is_put_forward_reaches_all_workers_at_the_next_boundary(self) -> None:
+        others = Neighbours(90)
+        lead, mate = self.group(others)
+        lead.request("SIGTERM")
+        for _ in range(2):
+            lead.poll()
+            mate.poll()
+        # The mate asked before the news, the lead after it.
+        assert not mate.reached(5)
+        others.target = 2
+        assert not lead.reached(5)
+        assert (lead.reached(6), mate.reached(6)) == (True, True)
+
+    def test_they_are_told_where_the_group_has_ended_once(self) -> None:
+        others = Neighbours(None)
+        lead, _ = self.group(others)
+        for boundary in range(4):
+            lead.reached(boundary)
+        lead.close()
+        lead.close()
+        assert others.closed == [4]
+
+
 def test_silent_ranks_are_named_when_patience_ends() -> None:
     store = HashStore()
     StopAgreement(store, 1, 4, patience_s=0.0).request("unheard: nobody polls it")

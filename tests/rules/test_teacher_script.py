@@ -27,3 +27,9 @@ def test_what_was_trained_again_after_an_interruption_counts_as_it_was_the_last_
         teacher(23, 1, 30),
     ]
     assert Script.of(events).changes == {12: ((1, 10),), 23: ((1, 30),)}
+
+
+def test_in_force_is_what_was_taken_up_last() -> None:
+    script = Script({24: ((1, 20),), 12: ((1, 10), (2, 9))})
+    assert [script.in_force(updates) for updates in (11, 12, 30)] == [{}, {1: 10, 2: 9}, {1: 20, 2: 9}]
+    assert script.teachers == {1, 2}

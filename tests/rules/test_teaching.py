@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dist_train.rules.teaching import (
     bootstrap_rows,
+    companions_of,
     looks_every,
     passes,
     posts,
@@ -30,6 +31,10 @@ class TestTeachers:
 
     def test_pairs_teach_each_other(self) -> None:
         assert [teachers_of(each, 4, "pairs") for each in range(4)] == [(1,), (0,), (3,), (2,)]
+
+    def test_all_keep_step_that_learn_from_one_another_by_whatever_detour(self) -> None:
+        found = [companions_of(1, 4, topology) for topology in ("all", "ring", "pairs")]
+        assert found == [(0, 1, 2, 3), (0, 1, 2, 3), (0, 1)]
 
     def test_an_odd_number_cannot_be_paired(self) -> None:
         with pytest.raises(ValueError, match="3 replicas"):

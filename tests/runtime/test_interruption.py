@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to
+from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to, the_first
 
 
 async def seven() -> int:
@@ -101,3 +101,11 @@ def test_a_hang_up_that_is_ignored_stays_so() -> None:
         asyncio.run(attempt())
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_only_the_first_request_is_passed_on() -> None:
+    heard: list[signal.Signals] = []
+    stop = the_first(heard.append)
+    stop(signal.SIGUSR1)
+    stop(signal.SIGTERM)
+    assert heard == [signal.SIGUSR1]

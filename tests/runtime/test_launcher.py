@@ -74,11 +74,11 @@ class Result:
 def run(tmp_path):
     """Launch workers that run ``body``; no process of theirs may be left afterwards."""
 
-    def run(body, workers=2, first_step_of=lambda: 0, **recovery):
+    def run(body, workers=2, first_step_of=lambda: 0, patient=False, **recovery):
         result = Result()
         settings = Recovery(**{"backoff_s": 0.01, "grace_s": 20.0, **recovery})
         argv = [sys.executable, "-c", PRELUDE + textwrap.dedent(body), str(tmp_path)]
-        job = Job(argv, workers, tmp_path, settings, first_step_of)
+        job = Job(argv, workers, tmp_path, settings, first_step_of, patient=patient)
         result.status = launch(job, result.lines.append, result.events.append)
         return result
 
@@ -419,6 +419,14 @@ def test_a_second_order_to_stop_kills_at_once(run):
     result = run(SAVE_SLOWLY % ("SIGINT", "SIGINT"), grace_s=600.0)
     assert result.status == 1
     assert result.lines[1:] == ["killed the workers on a second SIGINT: what was not saved is lost"]
+
+
+@pytest.mark.processes
+def test_a_second_order_kills_nobody_where_somebody_else_sees_to_that(run):
+    result = run(SAVE_SLOWLY % ("SIGTERM", "SIGTERM"), patient=True, grace_s=1.0)
+    assert [event["signal"] for event in result.named("signal")] == ["SIGTERM"]
+    # What ends them is the limit of their own grace.
+    assert not any("on a second" in line for line in result.lines)
 
 
 @pytest.mark.processes

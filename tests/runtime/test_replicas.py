@@ -204,18 +204,25 @@ def test_a_killed_replica_starts_again_and_the_other_never_stops(program: Progra
 @pytest.mark.processes
 @pytest.mark.timeout(180)
 def test_a_replica_that_resumes_has_the_teacher_it_had(program: Program) -> None:
-    process = program.start("faults.step_s=0.05", "train.steps=400", "checkpoint.every_steps=10")
-    sees(process, lambda: program.steps(0) > 20 and program.steps(1) > 20)
+    settings = ("codistill={interval: 20}", "train.steps=100", "logging.every_steps=1")
+    process = program.start(*settings, "faults.step_s=0.05")
+    sees(process, lambda: program.taught(0) and program.taught(1))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, output
+    had = {}
     for replica in range(2):
         changes = [line for line in program.lines(replica, "events") if line["event"] == "teacher"]
-        folder = program.run_dir / f"replica_{replica}" / "checkpoints"
-        newest = max(folder.glob("step_*"))
-        assert json.loads((newest / "teachers.json").read_text()) == {
-            str(1 - replica): changes[-1]["version"]
-        }
+        had[replica] = changes[-1]["version"]
+        newest = max((program.run_dir / f"replica_{replica}" / "checkpoints").glob("step_*"))
+        assert json.loads((newest / "teachers.json").read_text()) == {str(1 - replica): had[replica]}
+
+    program.run(*settings)
+    for replica in range(2):
+        _, resumed = [line["step"] for line in program.lines(replica, "events") if line["event"] == "start"]
+        # To take up a newer one takes several looks at the board, of which there is one in two updates.
+        (first,) = [line for line in program.lines(replica, "metrics") if line["step"] == resumed + 1]
+        assert first["teacher_age"] == resumed + 1 - had[replica]
 
 
 @pytest.mark.processes
@@ -292,6 +299,55 @@ def test_a_run_that_follows_another_ends_with_its_bits_interrupted_or_not(
 
 @pytest.mark.processes
 @pytest.mark.timeout(240)
+def test_one_that_follows_can_be_stopped_while_it_waits_for_a_post(program: Program, tmp_path: Path) -> None:
+    terms, steps = "codistill={interval: 4, keep_posts: all}", "train.steps=48"
+    program.run(terms, steps)
+    first, program.run_dir = program.run_dir, tmp_path / "again"
+
+    def follow(replica: int, *changes: tuple[int, int]) -> None:
+        lines = [
+            {"event": "teacher", "step": step, "replica": 1 - replica, "version": version}
+            for step, version in changes
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (first / f"replica_{replica}" / "events.jsonl").write_text(text)
+
+    # Neither goes on: the one waits for what the other would post later, which waits for what never comes.
+    follow(0, (20, 40))
+    follow(1, (12, 8), (36, 4000))
+    followed = f"codistill={{interval: 4, keep_posts: all, schedule: {first}}}"
+    process = program.start(followed, steps)
+    posts = [
+        program.run_dir / "board" / f"replica_{each}" / f"{at:012d}.json" for each, at in ((0, 20), (1, 36))
+    ]
+    sees(process, lambda: all(post.exists() for post in posts))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    assert [each["steps"] for each in program.summary["replicas"]] == [20, 36]
+
+    follow(1, (12, 8))
+    program.run(followed, steps)
+    changes = [line for line in program.lines(0, "events") if line["event"] == "teacher"]
+    assert [(line["step"], line["version"]) for line in changes] == [(20, 40)]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_a_schedule_of_another_number_of_replicas_is_refused_before_the_start(program: Program) -> None:
+    (program.run_dir / "replica_0").mkdir(parents=True)
+    (program.run_dir / "config.yaml").write_text(yaml.safe_dump(SMALL | {"parallel": {"replicas": 4}}))
+    terms = f"codistill={{interval: 2, keep_posts: all, schedule: {program.run_dir}}}"
+    again = program.folder / "again"
+    process = program.start(terms, run_dir=again)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == REFUSED, output
+    assert "parallel.replicas is 4 there and not 2; follow a run of the same" in output
+    assert not again.exists()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(240)
 def test_predictions_are_exchanged_again_after_one_replica_was_frozen_and_killed(program: Program) -> None:
     terms = "codistill={exchange: prediction, data: same, patience_s: 1}"
     process = program.start(terms, "train.steps=600", "faults.step_s=0.04", "checkpoint.every_steps=10")
@@ -316,6 +372,42 @@ def test_predictions_are_exchanged_again_after_one_replica_was_frozen_and_killed
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, output
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_replicas_that_exchange_predictions_stop_together_and_go_on_as_if_they_never_had(
+    program: Program, tmp_path: Path
+) -> None:
+    terms = "codistill={exchange: prediction, data: same, patience_s: 60}"
+    settings = (terms, "parallel.workers=2", "train.deterministic=true", "train.steps=80")
+    whole = tmp_path / "whole"
+    program.run(*settings, run_dir=whole)
+
+    slow = "faults.step_s=0.05"
+    process = program.start(*settings, slow)
+    sees(process, lambda: program.steps(0) > 8 and program.steps(1) > 8)
+    # Only one of them is asked.
+    launcher_of(process, 1).send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    first, other = (each["steps"] for each in program.summary["replicas"])
+    assert first == other
+
+    process = program.start(*settings, slow)
+    sees(process, lambda: program.steps(0) > first + 8 and program.steps(1) > first + 8)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    second, other = (each["steps"] for each in program.summary["replicas"])
+    assert second == other
+
+    program.run(*settings)
+    for replica in range(2):
+        one, another = (
+            load_file(each / f"replica_{replica}" / "model.safetensors") for each in (whole, program.run_dir)
+        )
+        assert all(one[name].equal(another[name]) for name in one)
 
 
 @pytest.mark.processes

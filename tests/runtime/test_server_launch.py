@@ -15,7 +15,7 @@ from dist_train.runtime.ray_cluster import Cluster, Reservation
 def config_with(**parallel: Any) -> Config:
     settings = {"address": None, "worker_cpus": 2, **parallel.pop("cluster", {})}
     server = {"shards": 1, "copies": 1, **parallel.pop("server", {})}
-    values = {"device": "auto", "workers": 4, "group_size": 1, **parallel}
+    values = {"device": "auto", "workers": 4, "group_size": 1, "replicas": 1, **parallel}
     sections = {"cluster": SimpleNamespace(**settings), "server": SimpleNamespace(**server)}
     return cast(Config, SimpleNamespace(parallel=SimpleNamespace(**sections, **values)))
 
@@ -50,6 +50,10 @@ class TestAWorker:
     ) -> None:
         config = config_with(device=device, cluster=cluster)
         assert server_launch._gpu_each(config, cluster_of(gpus)) == each
+
+    def test_gets_one_only_if_the_workers_of_all_replicas_do(self) -> None:
+        config = config_with(cluster=SHARED, replicas=2)
+        assert [server_launch._gpu_each(config, cluster_of(gpus)) for gpus in (7, 8)] == [0, 1]
 
     def test_asks_for_its_cpus_and_its_gpu(self) -> None:
         server, *workers = server_launch._bundles(config_with(), 1)

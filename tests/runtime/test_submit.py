@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -28,6 +29,7 @@ from dist_train.runtime.submit import Submission, entrypoint_of, send
 
 ROOT = Path(__file__).parents[2]
 TASK = ROOT / "tests" / "faults" / "counting_task.py"
+REPLICAS = ("replica_0", "replica_1")
 SETTINGS: dict[str, Any] = {
     "name": "sent",
     "task": "counting_task.py:Counting",
@@ -295,7 +297,7 @@ def head() -> Iterator[Head]:
         }
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
-        command += ["--num-cpus=3", f"--temp-dir={reaper.home}", "--object-store-memory=80000000"]
+        command += ["--num-cpus=6", f"--temp-dir={reaper.home}", "--object-store-memory=80000000"]
         command += ["--disable-usage-stats"]
         with (reaper.home / "head.log").open("w") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -345,3 +347,35 @@ def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, h
     assert process.returncode == DONE, output
     assert re.search("^status +done", output, re.MULTILINE), output
     assert (folder / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_a_real_job_of_two_replicas_is_stopped_and_continued(folder: Path, head: Head) -> None:
+    settings = [
+        "parallel.replicas=2",
+        "codistill={interval: 5}",
+        "train.steps=60",
+        "validation.every_steps=60",
+    ]
+    run = ["--run-dir", str(folder / "run")]
+    with head.submit(folder, *settings, "task_options.pace_s=0.2", *run) as process:
+        assert process.stdout is not None
+        shown = ""
+        for line in process.stdout:
+            shown += line
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, shown + rest
+    summaries = [
+        json.loads((folder / "run" / name / "summary.json").read_text()) for name in (".", *REPLICAS)
+    ]
+    assert [each["status"] for each in summaries] == ["interrupted"] * 3, shown + rest
+
+    with head.submit(folder, *settings, *run) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == DONE, output
+    told = json.loads((folder / "run" / "summary.json").read_text())["replicas"]
+    assert [(each["status"], each["steps"]) for each in told] == [("done", 60)] * 2
