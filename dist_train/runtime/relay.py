@@ -24,6 +24,8 @@ KEPT, KEPT_BYTES = 1000, 32 * 2**20
 NOWHERE = Place(-1, 0)
 # A thread of the launcher must not keep a run from ending.
 CLOSE_S = 5.0
+# Turns of the event loop from an incoming call to the first wait of whoever answers it, with some to spare.
+ACCEPTED = 10
 
 Clock = Callable[[], float]
 
@@ -209,6 +211,9 @@ class RelayThread:
         return False
 
     async def _hang_up(self) -> None:
+        # Who has just called gets to a first wait: ended before that, nobody would close the socket.
+        for _ in range(ACCEPTED):
+            await asyncio.sleep(0)
         self._listener.close()
         lines = asyncio.all_tasks() - {asyncio.current_task()}
         for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -248,3 +249,13 @@ def test_closing_takes_no_longer_than_its_limit() -> None:
     assert not thread.close(limit_s=0.0)
     gate.set()
     assert thread.close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_call_that_came_in_at_the_last_moment_leaves_no_socket_open() -> None:
+    for _ in range(50):
+        thread = RelayThread(2, 1, Waits(1000.0, 1000.0, 1000.0))
+        line = Line(thread.address)
+        assert thread.close()
+        line.close()
+    gc.collect()
