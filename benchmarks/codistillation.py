@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.runs import metrics_of, steady_speed
 from benchmarks.workload import BATCH, loss_of, make_columns, make_model
 from dist_train.runtime.line import Line
-from dist_train.runtime.relay import RelayThread
+from dist_train.runtime.relay import RelayThread, Seat, Waits
 
 STEPS = {"resnet": 150, "mlp": 100}
 PAIR = ("parallel.workers=1", "parallel.replicas=2", "logging.every_steps=10")
@@ -72,7 +72,7 @@ def forward_share(workload: str, repeats: int = 15) -> float:
 
 def exchange_s(swaps: int = 500) -> float:
     """Return the seconds in which two processes exchange a batch's predictions, doing nothing else."""
-    relay = RelayThread(2, patience_s=60.0, meeting_s=60.0)
+    relay = RelayThread(2, 1, Waits(meeting_s=60.0, patience_s=60.0, halt_s=60.0))
     try:
         calls = [(relay.address, replica, swaps) for replica in range(2)]
         with multiprocessing.get_context("spawn").Pool(2) as pool:
@@ -83,11 +83,11 @@ def exchange_s(swaps: int = 500) -> float:
 
 def _swap(address: str, replica: int, swaps: int) -> float:
     """Exchange predictions of ten classes as one replica; return the median seconds of one exchange."""
-    line, scores = Line(address), bytes(BATCH * 10 * 4)
+    line, seat, scores = Line(address), Seat(replica, 0, "once", (1 - replica,)), bytes(BATCH * 10 * 4)
     took = []
     for number in range(swaps):
         start = time.perf_counter()
-        line.ask("swap", 0, replica, (1 - replica,), (number, 0), scores)
+        line.ask("swap", seat, (number, 0), 1, scores)
         took.append(time.perf_counter() - start)
     line.close()
     return sorted(took)[swaps // 2]
