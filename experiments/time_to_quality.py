@@ -65,7 +65,7 @@ CLUSTERS = {
     "even": f"{{step_s: {STEP_S}}}",
     "one worker 5 times slower": f"{{step_s: {STEP_S}, slow: {{1: 5}}}}",
     "random delays": f"{{lognormal_sigma: 1.0, scale_s: {STEP_S}, seed: SEED}}",
-    "workers die": f"{{step_s: {STEP_S}, mean_lifetime: 200, seed: SEED}}",
+    "workers die": f"{{step_s: {STEP_S}, mean_lifetime: 100, seed: SEED}}",
 }
 
 
