@@ -411,6 +411,20 @@ def test_replicas_that_exchange_predictions_stop_together_and_go_on_as_if_they_n
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_one_that_is_frozen_does_not_hold_up_the_stop_of_the_other(program: Program) -> None:
+    terms = "codistill={exchange: prediction, data: same, patience_s: 1}"
+    process = program.start(terms, "train.steps=600", "faults.step_s=0.04", "recovery.grace_s=8")
+    sees(process, lambda: program.steps(0) > 8 and program.steps(1) > 8)
+    (worker,) = launcher_of(process, 1).children()
+    worker.suspend()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == FAILED, output
+    assert [each["status"] for each in program.summary["replicas"]] == ["interrupted", "failed"]
+
+
+@pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_replicas_with_parameter_servers_teach_each_other_and_are_replayed(program: Program) -> None:
     """One is killed on the way, and takes up the teacher's newest post when it comes back."""
