@@ -255,8 +255,11 @@ class Referee:
 
     @property
     def _paused(self) -> bool:
-        """Only one version is held at a time: the next due validation waits for the one before."""
-        return self.stopped or self.finished or (self.owes_validation and self._coming().validation)
+        """Only one version is held at a time: a due validation waits for the one before, if that can be."""
+        # Nobody can measure where the shards still read the memory of all.
+        stuck = self.terms.compensates and self._seats.all_read(self.admission.live, self.published)
+        waits = self.owes_validation and not stuck and self._coming().validation
+        return self.stopped or self.finished or waits
 
     def _decide(self) -> list[Action]:
         due = self._coming()
@@ -269,12 +272,12 @@ class Referee:
         self.finished = self.terms.ends_at(version.number) or self.dealer.exhausted
         if self.finished:
             self._abandon()
-        if due.validation:
-            self._awaited = version.number
+        if hold := due.validation and (self.finished or not self.owes_validation):
+            self._awaited, self.validation = version.number, None
         every = self.terms.snapshot_every
         snapshot = bool(every) and version.number % every == 0
-        if due.log or due.validation or due.checkpoint or snapshot:
-            actions.append(self._milestone(due.log, due.validation, due.checkpoint, snapshot))
+        if due.log or hold or due.checkpoint or snapshot:
+            actions.append(self._milestone(due.log, hold, due.checkpoint, snapshot))
         gathered, rule = self.admission.gathered, self.admission.rule
         return [*actions, *(self.terms.take(each, rule) for each in gathered)]
 

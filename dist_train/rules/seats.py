@@ -86,6 +86,10 @@ class Seats:
                 seat.lose(to)
             seat.needs, seat.untaken = to, False
 
+    def all_read(self, members: Iterable[int], published: Version) -> bool:
+        """Say whether all of these wait, with memory that the shards may still read."""
+        return all(each in self._waiting and self._waiting[each].is_read(published) for each in members)
+
     @property
     def members(self) -> list[int]:
         """The members that wait, in order."""

@@ -475,6 +475,26 @@ class TestValidation:
         shards_obey(world)
         assert 2 not in answers(world)
 
+    def test_a_validation_is_left_out_where_nobody_could_measure_the_one_before(self) -> None:
+        setup = Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1)
+        world = started(setup)
+        world.obey(world.referee.change(replace(setup.terms(3), compensates=True)))
+        push(world, 0)
+        shards_obey(world)
+        push(world, 1)
+        push(world, 2)
+        world.crash(0)
+        world.crash(1)
+        # Update 2 is made, and takes along what member 2 computed its gradient from.
+        shards_obey(world)
+        reply = world.processes[2].inbox
+        assert reply is not None
+        assert reply.validation is not None
+        world.finish()
+        assert 1 in world.validated
+        assert 2 not in world.validated
+        assert world.validated[-1] == 10
+
 
 class TestLossOfUpdates:
     def test_each_member_is_told_once_to_forget_its_leases(self) -> None:

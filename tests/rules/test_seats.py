@@ -67,3 +67,11 @@ class TestSeats:
         seats.vacate(0)
         seats.come_back(0, 1, 1, Version(0, 4))
         assert seats[0].needs == Version(0, 4)
+
+    def test_all_are_read_while_each_waits_with_a_gradient_that_is_not_in(self) -> None:
+        seats = waiting(untaken=True)
+        assert seats.all_read([0], Version(0, 4))
+        assert not seats.all_read([0, 1], Version(0, 4))
+        assert not seats.all_read([0], Version(0, 5))
+        seats.leave(0, to_measure=True)
+        assert not seats.all_read([0], Version(0, 4))
