@@ -338,7 +338,7 @@ class Referee:
             needs = max(needs, newest)
         if self.published >= needs and not seat.is_read(self.published):
             return True
-        seat.waited_for = "server" if newest >= needs else "quorum"
+        seat.waits_for("server" if newest >= needs else "quorum")
         return False
 
     @property
@@ -355,9 +355,9 @@ class Referee:
 
     def _may_read(self, member: int) -> bool:
         if not self.admission.may_read(member, self._able):
-            self._seats[member].waited_for = "bound"
+            self._seats[member].waits_for("bound")
         elif not self.admission.sees_enough(member):
-            self._seats[member].waited_for = "server"
+            self._seats[member].waits_for("server")
         else:
             return True
         return False

@@ -26,6 +26,11 @@ class Seat:
     untaken: bool = False
     waited_for: Waiting = "work"
 
+    def waits_for(self, cause: Waiting) -> None:
+        """Take note of what it waits for; the server's last moments belong to what it waited for before."""
+        if cause != "server" or self.waited_for == "work":
+            self.waited_for = cause
+
     def is_read(self, published: Version) -> bool:
         """Say whether the shards may still read its memory, with its gradient neither taken nor in."""
         return self.untaken and (self.update is None or published < self.update)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dist_train.rules.decisions import Waiting
 from dist_train.rules.messages import Push, Version
 from dist_train.rules.seats import Seat, Seats
 
@@ -15,6 +16,25 @@ def waiting(untaken: bool = False) -> Seats:
     seats = Seats()
     seats.take(0, Seat(0, 3, "counted", Version(0, 5), GRADIENT, Version(0, 5), untaken))
     return seats
+
+
+class TestCauseOfWaiting:
+    @pytest.mark.parametrize(
+        ("causes", "told"),
+        [
+            ([], "work"),
+            (["server"], "server"),
+            (["bound", "server"], "bound"),
+            (["quorum", "server"], "quorum"),
+            (["server", "bound"], "bound"),
+            (["quorum", "bound"], "bound"),
+        ],
+    )
+    def test_is_not_the_server_whose_part_comes_last(self, causes: list[Waiting], told: Waiting) -> None:
+        seat = Seat(0, 3, "counted", Version(0, 5))
+        for cause in causes:
+            seat.waits_for(cause)
+        assert seat.waited_for == told
 
 
 class TestSeats:
