@@ -81,11 +81,16 @@ def transfer(folder: Path, seeds: int) -> None:
 def churn(folder: Path, seeds: int) -> None:
     """Print how far two retrains are apart: of one model, of an ensemble, of a codistilled copy."""
     short = ("train.epochs=20", "schedule={base_batch: 32, decay: {kind: cosine}}")
-    ways = {"apart": "codistill=null", "codistilled": "codistill={burn_in: 45, interval: 10, data: same}"}
+    taught = "burn_in: 45, interval: 10, data: same"
+    ways = {
+        "apart": "codistill=null",
+        "codistilled": f"codistill={{{taught}}}",
+        "codistilled gently": f"codistill={{{taught}, weight: 0.3}}",
+    }
     runs: dict[str, list[Path]] = {name: [] for name in ways}
     for seed in range(2 * seeds):
         for name, how in ways.items():
-            run_dir = folder / f"churn-{name}-{100 * seed}"
+            run_dir = folder / f"churn-{name.replace(' ', '-')}-{100 * seed}"
             settings = (f"seed={100 * seed}", how, *short, "model={name: mlp, hidden: [64]}")
             runs[name].append(
                 train(ROOT / "configs/digits-codistill.yaml", run_dir, *settings, "optimizer.lr=0.05")
