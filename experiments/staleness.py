@@ -1,9 +1,9 @@
 """Zhang et al. 2015 and Zheng et al. 2016: what a stale gradient is worth.
 
-Twelve learners; hardsync waits for all, n-softsync for 12 / n gradients, which are then about n updates
+Eight learners; hardsync waits for all, n-softsync for 8 / n gradients, which are then about n updates
 stale. The rate is that of hardsync throughout, as in the paper. Two controls tell staleness from a rate that
 is too high for the samples of an update: one learner with that rate, whose gradients are never stale, and
-12-softsync with a twelfth of it.
+8-softsync with an eighth of it.
 
 python -m experiments.staleness [--folder DIR] [--seeds 3]
 """
@@ -26,7 +26,7 @@ from experiments.runs import (
     train_all,
 )
 
-LEARNERS = 12
+LEARNERS = 8
 SAMPLES = 8
 EPOCHS = 12
 RATE = 0.2
@@ -41,7 +41,7 @@ COMMON = (
     "logging={every_steps: 100, tensorboard: false}",
 )
 DAMPINGS = {"none": "none", "inverse": "inverse", "delay compensated": "{kind: delay_compensated}"}
-SPLITS = (1, 12)
+SPLITS = (1, 8)
 
 
 def make(folder: Path, seeds: range) -> None:
