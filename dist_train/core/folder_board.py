@@ -1,8 +1,9 @@
 """The board as a folder on a file system that all replicas share (Anil et al. 2018, section 2.1).
 
 A post is two files: the tensors, under a name of their own, and ``replica_0/000000000050.json``, which names
-them and the size and the SHA-256 that they must have. The second, renamed into place once the first is whole,
-is what makes it a post; so two groups that post one version at once cannot mix theirs.
+them and the size and the SHA-256 that they must have. The second, linked into place once the first is whole,
+is what makes it a post. The first post of a version stays: others may have learnt from it, and two groups of
+a replica, whose batch-norm statistics differ, may post one version.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ class FolderBoard:
             record = write_tensors(draft, tensors)
             content = place / f"{version:012d}{name}.safetensors"
             draft.rename(content)
-            before = self._file(replica, version)
             note.write_text(json.dumps({**asdict(record), "file": content.name}))
-            note.rename(self._note(replica, version))
-            before.unlink(missing_ok=True)
+            try:
+                # Unlike a rename it fails where there is one already.
+                self._note(replica, version).hardlink_to(note)
+            except FileExistsError:
+                content.unlink()
         finally:
             draft.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
@@ -76,7 +79,7 @@ class FolderBoard:
     def read(self, replica: int, version: int) -> dict[str, Tensor]:
         file = self._place(replica) / f"{version:012d}.safetensors"
         try:
-            # One look at the note: another post of this version may replace it at any time.
+            # One look at the note: it may be taken down at any time.
             noted = json.loads(self._note(replica, version).read_text())
             file = file.with_name(noted.pop("file"))
             record = FileRecord(**noted)

@@ -22,7 +22,10 @@ class Board(Protocol):
         """Take down what a replica that begins after ``updates`` posted in a life that is undone."""
 
     def post(self, replica: int, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put up a snapshot: parameters and buffers, on the CPU; raises OSError where it cannot be kept."""
+        """Put up a snapshot: parameters and buffers, on the CPU; raises OSError where it cannot be kept.
+
+        Where there is a post of this version, that stays: others may have learnt from it.
+        """
 
     def newest(self, replica: int) -> int | None:
         """Return the version of a replica's newest post; None while it has none."""
@@ -46,7 +49,7 @@ class MemoryBoard:
     def post(self, replica: int, version: int, tensors: Mapping[str, Tensor]) -> None:
         with self._lock:
             posts = self._posts.setdefault(replica, {})
-            posts[version] = {name: tensor.clone() for name, tensor in tensors.items()}
+            posts.setdefault(version, {name: tensor.clone() for name, tensor in tensors.items()})
             for old in sorted(posts)[:-KEPT]:
                 del posts[old]
 
