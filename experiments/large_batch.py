@@ -63,7 +63,7 @@ def make(folder: Path, seeds: range) -> None:
         "large_batch",
         "Error against the batch: flat, then an elbow",
         Axis("samples of an update", log=True),
-        Axis("validation error, %"),
+        Axis("validation error, %", log=True),
         {"linear scaling, gradual warmup": errors, **others},
     )
 

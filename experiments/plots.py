@@ -46,9 +46,10 @@ def curves(name: str, title: str, x: Axis, y: Axis, lines: Mapping[str, Line]) -
             axes.plot(list(line), predicted, label=label, color=colour, ls="--", lw=1.2)
     if x.log:
         axes.set_xscale("log")
-        _plain_ticks(axes.xaxis, sorted({at for line in lines.values() for at in line}))
+    _plain_ticks(axes.xaxis, sorted({at for line in lines.values() for at in line}))
     if y.log:
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel(x.name)
     axes.set_ylabel(y.name)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
