@@ -35,11 +35,12 @@ ELSEWHERE = {
     "--run-dir runs/to-replay": "replay/test_init.py",
     "dist-train replay runs/to-replay": "replay/test_init.py",
 }
-COUPLINGS = ("async", "bounded", "backup", "mixed", "local-steps", "codistill")
+COUPLINGS = ("async", "bounded", "backup", "mixed", "local-steps")
+CODISTILLED = ("codistill", "codistill-async", "codistill-predictions")
 BAGGED = "dist-train run configs/digits-mlp.yaml parallel.replicas=4 data.bootstrap=true"
 STUDENT = "dist-train distill --teacher runs/bagged configs/digits-distill.yaml"
 # What these runs do is tested in faults/ and runtime/; here, that they are what the README says.
-DRY = {f"dist-train run configs/digits-{each}.yaml" for each in COUPLINGS}
+DRY = {f"dist-train run configs/digits-{each}.yaml" for each in COUPLINGS + CODISTILLED}
 STUDENTS = {f"{BAGGED} --run-dir runs/bagged", f"{STUDENT} distill.temperature=4 distill.soft_weight=0.9"}
 
 
