@@ -29,7 +29,7 @@ from experiments.runs import (
 LEARNERS = 8
 SAMPLES = 8
 EPOCHS = 12
-RATE = 0.05
+RATE = 0.2
 COMMON = (
     f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}, last_batch: drop}}",
     "model={name: mlp, hidden: [64]}",
