@@ -128,6 +128,8 @@ def test_every_coupling_is_one_command(clone, command):
         "mixed": "2 groups of 2 workers",
         "local-steps": "10 local steps",
         "codistill": "2 of 1 worker each, each trains on a part of the data of its own",
+        "codistill-async": "2 of 2 workers each, each trains on a part of the data of its own",
+        "codistill-predictions": "all others, by what they predict of the same batches",
     }
     assert said[name] in printed, printed
 
