@@ -131,10 +131,10 @@ def overshoot(folder: Path, seeds: int) -> None:
     )
     optimizers = {
         "momentum 0.9": "{name: sgd, lr: 0.02, momentum: 0.9}",
-        "none": "{name: sgd, lr: 0.2, momentum: 0}",
+        "no momentum": "{name: sgd, lr: 0.2, momentum: 0}",
     }
     for momentum, optimizer in optimizers.items():
-        for weight in (0, 0.3, 1) if momentum != "none" else (1,):
+        for weight in (0, 0.3, 1) if momentum != "no momentum" else (1,):
             losses, apart = [], []
             for seed in range(seeds):
                 run_dir = folder / f"overshoot-{momentum.split()[-1]}-{weight}-{100 * seed}"
@@ -147,7 +147,7 @@ def overshoot(folder: Path, seeds: int) -> None:
                 ]
                 apart.append(sum(agreed) / 10)
             print(
-                f"overshoot momentum {momentum:12} weight {weight:3}: validation loss {over_seeds(losses)}; "
+                f"overshoot {momentum:12} weight {weight:3}: validation loss {over_seeds(losses)}; "
                 f"agreement over the last 100 updates {over_seeds(apart)}"
             )
 

@@ -394,6 +394,18 @@ class TestRefusals:
         assert verdict.why.startswith("samples 0 to 3 in the order of epoch 0 ")
 
 
+def held_up_by_a_validation(compensates: bool = False) -> World:
+    """Update 1 waits to be measured, member 1's gradient to be update 2, and member 2's to be update 3."""
+    setup = Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1)
+    world = started(setup)
+    world.obey(world.referee.change(replace(setup.terms(3), compensates=compensates)))
+    push(world, 0)
+    shards_obey(world)
+    push(world, 1)
+    push(world, 2)
+    return world
+
+
 class TestValidation:
     def test_it_is_measured_by_all_and_put_together(self) -> None:
         world = started(Setup("async", members=2, size=8, share=4, epochs=1))
@@ -452,11 +464,7 @@ class TestValidation:
         assert world.validated == [2]
 
     def test_the_last_member_left_measures_though_its_gradient_waits_for_the_validation(self) -> None:
-        world = started(Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1))
-        push(world, 0)
-        shards_obey(world)
-        push(world, 1)
-        push(world, 2)
+        world = held_up_by_a_validation()
         world.crash(0)
         world.crash(1)
         shards_obey(world)
@@ -465,24 +473,12 @@ class TestValidation:
         assert reply.validation is not None
 
     def test_nobody_measures_while_shards_need_what_its_gradient_was_computed_from(self) -> None:
-        setup = Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1)
-        world = started(setup)
-        world.obey(world.referee.change(replace(setup.terms(3), compensates=True)))
-        push(world, 0)
-        shards_obey(world)
-        push(world, 1)
-        push(world, 2)
+        world = held_up_by_a_validation(compensates=True)
         shards_obey(world)
         assert 2 not in answers(world)
 
     def test_a_validation_is_left_out_where_nobody_could_measure_the_one_before(self) -> None:
-        setup = Setup("bounded", members=3, setting=3, size=40, share=4, epochs=1, validate_steps=1)
-        world = started(setup)
-        world.obey(world.referee.change(replace(setup.terms(3), compensates=True)))
-        push(world, 0)
-        shards_obey(world)
-        push(world, 1)
-        push(world, 2)
+        world = held_up_by_a_validation(compensates=True)
         world.crash(0)
         world.crash(1)
         # Update 2 is made, and takes along what member 2 computed its gradient from.
