@@ -8,6 +8,7 @@ a replica, whose batch-norm statistics differ, may post one version.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import secrets
@@ -25,6 +26,9 @@ from dist_train.core.tensor_files import FileRecord, read_tensors, write_tensors
 from dist_train.errors import TrainingError
 from dist_train.exchange.board import KEPT
 from dist_train.layout import replica_folder
+
+# What file systems without hard links answer; there, of two posts at one moment the last one stays.
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 class FolderBoard:
@@ -64,6 +68,10 @@ class FolderBoard:
                 self._note(replica, version).hardlink_to(note)
             except FileExistsError:
                 content.unlink()
+            except OSError as error:
+                if error.errno not in WITHOUT_LINKS:
+                    raise
+                note.rename(self._note(replica, version))
         finally:
             draft.unlink(missing_ok=True)
             note.unlink(missing_ok=True)

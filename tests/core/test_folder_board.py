@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -101,4 +102,17 @@ def test_the_first_of_two_posts_of_one_version_is_the_one(board: FolderBoard) ->
     for value in (1.0, 2.0):
         board.post(0, 50, {"w": torch.full((1,), value)})
     assert float(board.read(0, 50)["w"]) == 1.0
+    assert len(list(board._place(0).iterdir())) == 2
+
+
+@pytest.mark.parametrize("answer", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links_will_do(
+    board: FolderBoard, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    def refused(note: Path, target: Path) -> None:
+        raise OSError(answer, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    board.post(0, 50, {"w": torch.ones(1)})
+    assert board.read(0, 50)["w"].tolist() == [1]
     assert len(list(board._place(0).iterdir())) == 2
