@@ -28,6 +28,7 @@ from dist_train.runtime.opening import newest_step
 from dist_train.runtime.place import relay_variables, replica_variables
 from dist_train.runtime.relay import CLOSE_S, RelayThread, Waits
 from dist_train.runtime.run_dir import gpu_count
+from dist_train.watch.aftermath import write_interruption
 from dist_train.watch.replica_summary import sum_up
 
 Say = Callable[[str], None]
@@ -194,6 +195,10 @@ def launch_replicas(
             run.close()
     status = worst([FAILED if each.status is None else each.status for each in run.replicas])
     if status != REFUSED:
+        for each in run.replicas:
+            if each.status == INTERRUPTED:
+                # Its launcher may have been stopped before it could do that itself.
+                write_interruption(config, each.directory)
         restarts = sum(len(each.attempts) for each in run.replicas)
         for line in sum_up(config, directory, status, time.monotonic() - started, restarts):
             say(line)

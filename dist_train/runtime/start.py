@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import Config, load_config
-from dist_train.errors import FAILED, REFUSED, ConfigError, TrainingError
+from dist_train.errors import FAILED, INTERRUPTED, REFUSED, ConfigError, TrainingError
 from dist_train.layout import CHECKPOINTS, CONFIG, SUMMARY
 from dist_train.runtime import children
 from dist_train.runtime import run_dir as directories
@@ -28,7 +28,7 @@ from dist_train.runtime.opening import (
     write_down,
 )
 from dist_train.runtime.place import find_place, find_replica
-from dist_train.watch.aftermath import write_failure
+from dist_train.watch.aftermath import write_failure, write_interruption
 from dist_train.watch.summary import read_summary
 
 VERIFIED = "verified"
@@ -99,9 +99,9 @@ def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple
         status = _launch(config, directory, resume, say)
         if status == REFUSED:
             restore_records(directory, before)
+        if not starts_replicas(config):
+            _sum_up(config, directory, status, "; ".join(said))
         if status == FAILED:
-            if not starts_replicas(config):
-                _sum_up(config, directory, "; ".join(said))
             tell(f"failed; run directory: {directory}")
     return status, directory
 
@@ -136,9 +136,13 @@ def _launch(config: Config, directory: Path, resume: str, say: Callable[[str], N
     return launch(job, say, on_event)
 
 
-def _sum_up(config: Config, directory: Path, error: str) -> None:
+def _sum_up(config: Config, directory: Path, status: int, error: str) -> None:
+    """See to it that a run that was begun has a summary, however it ended."""
     try:
-        write_failure(config, directory, error)
+        if status == FAILED:
+            write_failure(config, directory, error)
+        elif status == INTERRUPTED:
+            write_interruption(config, directory)
     except OSError as refusal:
         tell(f"{directory}: the summary cannot be written ({refusal.strerror})")
 

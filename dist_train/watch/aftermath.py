@@ -1,10 +1,10 @@
-"""The summary of a run that failed, from the records that it left."""
+"""The summary of a run whose workers could write none, from the records that they left."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dist_train.config.schema import Config
 from dist_train.layout import EVENTS, METRICS, SUMMARY
@@ -18,6 +18,19 @@ OF_THE_LINE = ("kind", "step", "samples", "epoch", "wall_s", "seconds", "replica
 
 def write_failure(config: Config, directory: Path, error: str) -> None:
     """Write summary.json with the status ``failed``; damaged lines among the records are left out."""
+    write_summary(directory / SUMMARY, _summary(config, directory, "failed", error).record())
+
+
+def write_interruption(config: Config, directory: Path) -> None:
+    """Write summary.json with the status ``interrupted``, unless the workers have written one."""
+    if not (directory / SUMMARY).exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_summary(directory / SUMMARY, _summary(config, directory, "interrupted").record())
+
+
+def _summary(
+    config: Config, directory: Path, status: Literal["interrupted", "failed"], error: str | None = None
+) -> Summary:
     records = list(readable(directory / METRICS))
     last = records[-1] if records else {}
     rates = [record["samples_per_s"] for record in records if "samples_per_s" in record]
@@ -27,8 +40,8 @@ def write_failure(config: Config, directory: Path, error: str) -> None:
         event for event in readable(directory / EVENTS) if event.get("event") in ("restart", "staleness")
     ]
     restarts = [event for event in events if event["event"] == "restart"]
-    summary = Summary(
-        status="failed",
+    return Summary(
+        status=status,
         mode=config.parallel.mode,
         workers=int(config.parallel.workers),
         replicas=config.parallel.replicas,
@@ -42,7 +55,6 @@ def write_failure(config: Config, directory: Path, error: str) -> None:
         error=error,
         extras=of_the_server(records, events) if config.parallel.has_server else {},
     )
-    write_summary(directory / SUMMARY, summary.record())
 
 
 def measures(line: dict[str, Any]) -> dict[str, float]:

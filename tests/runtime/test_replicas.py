@@ -240,6 +240,21 @@ def test_no_replica_outlives_the_program(program: Program) -> None:
 
 @pytest.mark.processes
 @pytest.mark.timeout(180)
+def test_replicas_stopped_before_they_can_hear_are_interrupted_and_go_on(program: Program) -> None:
+    process = program.start()
+    sees(process, lambda: len(psutil.Process(process.pid).children()) == 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, output
+    assert [each["status"] for each in program.summary["replicas"]] == ["interrupted"] * 2
+    for replica in range(2):
+        own = json.loads((program.run_dir / f"replica_{replica}" / "summary.json").read_text())
+        assert own["status"] == "interrupted"
+    program.run()
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
 def test_a_replica_that_fails_for_good_leaves_the_others_to_their_end(program: Program) -> None:
     task = program.folder / "sick.py"
     task.write_text(

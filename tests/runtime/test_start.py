@@ -39,13 +39,13 @@ class Launches:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.status = DONE
-        self.summary: dict[str, Any] = {"status": "done", "val": {"accuracy": 1.0}}
+        self.summary: dict[str, Any] | None = {"status": "done", "val": {"accuracy": 1.0}}
 
     def __call__(self, job: Job, say: Any, on_event: Any) -> int:
         self.jobs.append(job)
         if self.status == FAILED:
             say("worker 1 failed in step 3")
-        else:
+        elif self.summary is not None:
             (job.run_dir / layout.SUMMARY).write_text(json.dumps(self.summary))
         on_event({"event": "launched"})
         return self.status
@@ -112,6 +112,13 @@ class TestTrain:
     def test_an_interrupted_run_returns_its_summary_too(self, launches: Launches, tmp_path: Path) -> None:
         launches.status = INTERRUPTED
         assert train(load_config(GIVEN, ()), tmp_path) == launches.summary
+
+    def test_so_does_one_whose_workers_were_stopped_before_they_could_save(
+        self, launches: Launches, tmp_path: Path
+    ) -> None:
+        launches.status, launches.summary = INTERRUPTED, None
+        summary = train(load_config(GIVEN, ()), tmp_path)
+        assert (summary["status"], summary["steps"]) == ("interrupted", 0)
 
     def test_failure_and_refusal_are_errors(self, launches: Launches, tmp_path: Path) -> None:
         launches.status = FAILED

@@ -1,4 +1,4 @@
-"""Tests of the summary that a failed run gets."""
+"""Tests of the summary that a run gets whose workers wrote none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dist_train.config import load_config
 from dist_train.layout import EVENTS, METRICS, SUMMARY
-from dist_train.watch.aftermath import write_failure
+from dist_train.watch.aftermath import write_failure, write_interruption
 from dist_train.watch.records import JsonLines
 
 CONFIG = load_config(
@@ -41,6 +41,19 @@ def test_a_failed_run_is_summed_up_from_its_records(tmp_path: Path) -> None:
 def test_a_run_that_failed_before_its_first_line_has_a_summary_too(tmp_path: Path) -> None:
     write_failure(CONFIG, tmp_path, "no memory")
     assert json.loads((tmp_path / SUMMARY).read_text())["steps"] == 0
+
+
+def test_a_run_that_was_stopped_before_it_could_save_says_so(tmp_path: Path) -> None:
+    write_interruption(CONFIG, tmp_path / "never begun")
+    summary = json.loads((tmp_path / "never begun" / SUMMARY).read_text())
+    assert (summary["status"], summary["steps"]) == ("interrupted", 0)
+    assert "error" not in summary
+
+
+def test_what_the_workers_wrote_of_an_interruption_stands(tmp_path: Path) -> None:
+    (tmp_path / SUMMARY).write_text('{"status": "interrupted", "steps": 7}')
+    write_interruption(CONFIG, tmp_path)
+    assert json.loads((tmp_path / SUMMARY).read_text())["steps"] == 7
 
 
 def test_of_a_server_it_has_what_became_of_the_gradients(tmp_path: Path) -> None:
