@@ -35,6 +35,7 @@ from dist_train.plan import group_count, make_plan
 from dist_train.replica import Post, Replica, by_version
 from dist_train.rules.messages import ValidationPart, Work
 from dist_train.rules.sampling import Run, parts_of
+from dist_train.rules.schedule import NO_STEP
 from dist_train.rules.slices import slices
 from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.connect import Connection, numerics_of
@@ -205,8 +206,7 @@ def _lease(member: Member, batches: Iterator[Any]) -> None:
     for part, piece in enumerate(pieces):
         turn.part, turn.is_last = part, part == len(pieces) - 1
         turn.weight = piece.count / lease.count
-        # Without rates it makes no step of its own.
-        learner.step_on(batches, piece.count, work.rates[part] if work.rates else 0.0)
+        learner.step_on(batches, piece.count, work.own[part] if work.own else NO_STEP)
     if turn.was_refused:
         # What made its own steps not finite may be what its optimizer remembers.
         learner.state.optimizer.state.clear()

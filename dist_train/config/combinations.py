@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dist_train.config.parallel import DelayCompensated, ElasticOuter, InverseDamping, NoDamping, Parallel
 from dist_train.config.problems import ROOT, KeyPath, dotted
+from dist_train.config.schedule import OneCycle
 
 if TYPE_CHECKING:
     from dist_train.config.codistill import Codistill
@@ -49,7 +50,7 @@ def contradictions(config: Config) -> list[Contradiction]:
         *_groups_of_one(config),
         *_batch_norm(config),
         *_replicas(config),
-        *_weight_decay(config),
+        *_momentum(config),
     ]
     found += [*_distill(config), *_bootstrap(config)]
     if parallel.workers != "auto":
@@ -210,10 +211,13 @@ def _groups_of_one(config: Config) -> Iterator[Contradiction]:
             yield _key(name), f"{text}, or parallel.group_size above 1"
 
 
-def _weight_decay(config: Config) -> Iterator[Contradiction]:
-    if config.parallel.has_server and config.schedule.weight_decay is not None:
-        text = f"mode {config.parallel.mode} keeps the optimizer's weight decay throughout; set it to null"
-        yield ("schedule", "weight_decay"), text
+def _momentum(config: Config) -> Iterator[Contradiction]:
+    """A server lays out the optimizer's state before it begins: it cannot get a momentum later."""
+    decay, optimizer = config.schedule.decay, config.optimizer
+    moves = isinstance(decay, OneCycle) and decay.momentum is not None
+    if config.parallel.has_server and moves and getattr(optimizer, "momentum", None) == 0:
+        text = "schedule.decay.momentum moves the momentum of an optimizer without; set it above 0"
+        yield ("optimizer", "momentum"), text
 
 
 def _batch_norm(config: Config) -> Iterator[Contradiction]:

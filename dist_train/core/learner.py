@@ -36,11 +36,11 @@ from dist_train.couplings import Coupling
 from dist_train.errors import TrainingError
 from dist_train.exchange.collective import Collective
 from dist_train.exchange.server import Figures
-from dist_train.optimizers import set_rate, set_weight_decay
+from dist_train.optimizers import set_for_update
 from dist_train.plan import Plan
 from dist_train.rules.injection import Who
 from dist_train.rules.sampling import BEGINNING, Cursor, samples_in
-from dist_train.rules.schedule import learning_rate, momentum, weight_decay_factor
+from dist_train.rules.schedule import Scheduled, learning_rate, scheduled
 from dist_train.rules.straggler import StepTimes
 from dist_train.rules.teaching import replica_seed
 from dist_train.task import Task
@@ -159,7 +159,7 @@ class Learner:
         """Make one update on the next samples, and count it."""
         counted = self.state.counted
         taken = self._order.draw(counted.cursor)
-        self.step_on(self._batches, taken.count, self.rate)
+        self.step_on(self._batches, taken.count, scheduled(self.plan.schedule, counted.samples))
         counted.updates += 1
         counted.samples += taken.count
         counted.cursor = self._order.after(counted.cursor)
@@ -170,16 +170,13 @@ class Learner:
         ranks = range(at.workers)
         return sum(len(replace(self._share, rank=rank).batches(count)) > batch for rank in ranks)
 
-    def step_on(self, batches: Iterator[Any], count: int, rate: float) -> None:
+    def step_on(self, batches: Iterator[Any], count: int, made_with: Scheduled) -> None:
         """Compute gradients, bring them together, apply them; the state's counts are the caller's.
 
         ``batches`` yields this worker's share of the step's ``count`` samples.
         """
         sizes = [len(offsets) for offsets in self._share.batches(count)]
-        schedule, samples = self.plan.schedule, self.state.counted.samples
-        set_rate(self.state.optimizer, rate, momentum(schedule, samples))
-        if (factor := weight_decay_factor(schedule, samples)) is not None:
-            set_weight_decay(self.state.optimizer, self.config.optimizer, factor)
+        set_for_update(self.state.optimizer, self.config.optimizer, made_with)
         self._gradients(batches, sizes, count, self._loss_sum)
         if self._faults is not None:
             self._faults(self._clock)

@@ -16,7 +16,8 @@ from dist_train import optimizers
 from dist_train.config import schema
 from dist_train.core.damping import DelayCompensation
 from dist_train.core.flat import FlatState, Layout
-from dist_train.errors import ConfigError, TrainingError
+from dist_train.errors import ConfigError
+from dist_train.rules.schedule import Scheduled
 from dist_train.rules.slices import slices
 
 
@@ -103,12 +104,12 @@ class Shard:
     ) -> None:
         self._memory = memory
         self._damping = damping
+        self._settings = settings
         self._mean = _Mean(len(part))
         self._pieces = _pieces(layout, part, _elementwise(settings))
-        options = optimizers.group_options(settings)
         groups = [
-            {"params": [piece.weight for piece in self._pieces if piece.group == name], **options[name]}
-            for name in options
+            {"name": name, "params": [each.weight for each in self._pieces if each.group == name], **options}
+            for name, options in optimizers.group_options(settings).items()
         ]
         self._optimizer = optimizers.over([group for group in groups if group["params"]], settings)
         self._attach(FlatState.begin(len(part), settings))
@@ -147,15 +148,15 @@ class Shard:
             gradient, borrow = compensated, True
         self._mean.add(gradient, weight, borrow, scale)
 
-    def step(self, version: int, rate: float, momentum: float | None = None) -> None:
+    def step(self, version: int, made_with: Scheduled) -> None:
         """Apply the gradients taken since the last step, and publish the parameters as ``version``.
 
-        ``momentum`` is set where given. Raises RuntimeError if nothing was taken.
+        Raises RuntimeError if nothing was taken.
         """
         gradient = self._mean.clear()
         if gradient is None:
             raise RuntimeError(f"version {version} has no gradient to be made from")
-        self._set_rate(rate, momentum)
+        optimizers.set_for_update(self._optimizer, self._settings, made_with)
         current = self._memory.current()
         parameters = self._memory.begin(version).copy_(current)
         for piece in self._pieces:
@@ -195,14 +196,6 @@ class Shard:
             vectors = {key: piece.of(vector) for key, vector in state.vectors.items()}
             scalars = {key: torch.tensor(value) for key, value in state.scalars.items()}
             self._optimizer.state[piece.weight] = {**vectors, **scalars}
-
-    def _set_rate(self, rate: float, momentum: float | None) -> None:
-        group = self._optimizer.param_groups[0]
-        if momentum and "momentum" in group and "momentum_buffer" not in self._vectors:
-            raise TrainingError(
-                "the schedule moves the momentum of an optimizer without: set optimizer.momentum above 0"
-            )
-        optimizers.set_rate(self._optimizer, rate, momentum)
 
 
 @dataclass

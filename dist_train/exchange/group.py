@@ -12,6 +12,7 @@ from torch import Tensor
 from dist_train.exchange.collective import Collective, mean_in_place
 from dist_train.exchange.server import MemberMemory, Server, Sizes, Welcome
 from dist_train.rules.messages import Lease, Measured, Push, Reply, ValidationPart, Version, Work
+from dist_train.rules.schedule import Scheduled
 
 # How often the workers of a group try to read one version, each by itself.
 ATTEMPTS = 3
@@ -100,8 +101,12 @@ class GroupServer:
 def decoded(said: dict[str, object]) -> Reply:
     """Make a reply of what ``asdict`` and JSON made of it."""
     fields = dict(said)
-    work = tuple(Work(Lease(**each["lease"]), tuple(each["rates"])) for each in fields.pop("work"))  # type: ignore[attr-defined]
+    work = tuple(_work(**each) for each in fields.pop("work"))  # type: ignore[attr-defined]
     part = fields.pop("validation")
     version = Version(*fields.pop("version"))  # type: ignore[misc]
     validation = None if part is None else ValidationPart(**part)  # type: ignore[arg-type]
     return Reply(work=work, version=version, validation=validation, **fields)  # type: ignore[arg-type]
+
+
+def _work(lease: dict[str, int], own: list[dict[str, float]]) -> Work:
+    return Work(Lease(**lease), tuple(Scheduled(**each) for each in own))

@@ -23,6 +23,7 @@ from dist_train.exchange.server import MemberMemory, Sizes, Welcome
 from dist_train.rules.decisions import Action, Answer, Fail, Milestone, Step, Take
 from dist_train.rules.messages import Measured, Push, Reply, Version
 from dist_train.rules.referee import Referee
+from dist_train.rules.schedule import Scheduled
 from dist_train.rules.terms import Start
 
 # A member that joins says how many leases keep it busy.
@@ -53,7 +54,7 @@ class Shard(Protocol):
         scale: float = 1.0,
     ) -> None: ...
 
-    def step(self, version: int, rate: float, momentum: float | None = None) -> None: ...
+    def step(self, version: int, made_with: Scheduled) -> None: ...
 
     def state(self) -> Held: ...
 
@@ -301,7 +302,7 @@ class Twin:
                 return self.referee.taken(push)
             case Step(version=version):
                 for shard, _ in self._shards:
-                    shard.step(version.number, action.rate, action.momentum)
+                    shard.step(version.number, action.made_with)
                 self.version = version
                 if self.referee.terms.rule.read_own:
                     for each in action.contributions:

@@ -11,6 +11,7 @@ from dist_train.config import schema
 from dist_train.errors import TrainingError
 from dist_train.optimizers.eager import eager
 from dist_train.optimizers.lars import LARS
+from dist_train.rules.schedule import Scheduled
 
 _KINDS: dict[type[schema.Optimizer], type[torch.optim.Optimizer]] = {
     schema.SGD: torch.optim.SGD,
@@ -84,6 +85,15 @@ def group_options(settings: schema.AnyOptimizer) -> dict[str, dict[str, Any]]:
     if isinstance(settings, schema.LARS):
         others["adapt"] = False
     return {"weights": weights, "norm and bias": others}
+
+
+def set_for_update(
+    optimizer: torch.optim.Optimizer, settings: schema.AnyOptimizer, made_with: Scheduled
+) -> None:
+    """Set what the schedule says of the next update, in an optimizer that was built of ``settings``."""
+    set_rate(optimizer, made_with.rate, made_with.momentum)
+    if made_with.weight_decay is not None:
+        set_weight_decay(optimizer, settings, made_with.weight_decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: float | None) -> None:

@@ -111,7 +111,7 @@ class Course:
         for gradient in update.gradients:
             self._take(gradient, self._computed(gradient, f"update {number}"))
         self._now = update.version
-        self.shards.step(number, update.rate, update.momentum)
+        self.shards.step(number, update.made_with)
         self._counts.updates += 1
         expected = self._attempt.checks.get(update.version)
         if expected is not None:

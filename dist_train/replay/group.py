@@ -27,6 +27,7 @@ from dist_train.couplings import Apply, Coupling, Started
 from dist_train.exchange.server import Figures, Turn
 from dist_train.rules.messages import Lease
 from dist_train.rules.sampling import Run, parts_of
+from dist_train.rules.schedule import NO_STEP
 
 CPU = torch.device("cpu")
 
@@ -76,7 +77,7 @@ class Mate:
         with generators_untouched():
             restore_generators(*self._generators, CPU)
             self.flat.arrived()
-            self.learner.step_on(self._batches, count, 0.0)
+            self.learner.step_on(self._batches, count, NO_STEP)
             self._generators = generator_states(CPU)
         model = self.learner.state.model
         gradients = [parameter.grad for parameter in model.parameters()]

@@ -9,6 +9,7 @@ from typing import Any
 from dist_train.errors import ConfigError
 from dist_train.rules.messages import Outcome, Version
 from dist_train.rules.sampling import Run
+from dist_train.rules.schedule import Scheduled
 
 # A member's process: (member, incarnation).
 Who = tuple[int, int]
@@ -44,7 +45,7 @@ class Gradient:
     read: Version
     lease: Run
     loss: float
-    rates: tuple[float, ...]
+    own: tuple[Scheduled, ...]
     outcome: Outcome
     reads: tuple[Version, ...]
     # Of a codistilled replica: the version of each teacher, by its replica.
@@ -65,8 +66,7 @@ class Gradient:
 @dataclass(frozen=True)
 class Update:
     version: Version
-    rate: float
-    momentum: float | None
+    made_with: Scheduled
     gradients: tuple[Gradient, ...]
 
 
@@ -192,7 +192,8 @@ def _add(attempt: Attempt, kind: str, event: Mapping[str, Any]) -> None:
         case "update":
             gradients = tuple(_gradient(each, "counted") for each in event["gradients"])
             version = Version(event["era"], event["step"])
-            attempt.entries.append(Update(version, event["rate"], event["momentum"], gradients))
+            made = Scheduled(event["rate"], event["momentum"], event["weight_decay"])
+            attempt.entries.append(Update(version, made, gradients))
         case "rolled_back":
             attempt.entries.append(RolledBack(Version(event["era"], event["step"])))
         case "check":
@@ -223,7 +224,7 @@ def _gradient(event: Mapping[str, Any], outcome: Outcome) -> Gradient:
         lease=Run(*event["lease"]),
         # NaN and infinity are written as words.
         loss=float(event["loss"]),
-        rates=tuple(event.get("rates", ())),
+        own=tuple(Scheduled(*each) for each in event.get("own", ())),
         outcome=outcome,
         # Written where it is anything but this one.
         reads=tuple(Version(*each) for each in event.get("reads", [event["read"]])),

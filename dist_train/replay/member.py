@@ -128,7 +128,7 @@ class ScriptedServer:
             self._skip_validations(cue.sequence - before - 1)
         self._leases += 1
         lease = Lease(self._leases, cue.lease.epoch, cue.lease.offset, cue.lease.count)
-        return Reply(outcome, FIRST, work=(Work(lease, cue.rates),))
+        return Reply(outcome, FIRST, work=(Work(lease, cue.own),))
 
     def _skip_validations(self, count: int) -> None:
         """Between two pushes the member has measured ``count`` times, and read again each time."""

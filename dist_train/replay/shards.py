@@ -18,6 +18,7 @@ from dist_train.core.server_state import ServerState
 from dist_train.core.shard import PlainSlots, Shard, ShardState, parts
 from dist_train.exchange.areas import Area, checksum
 from dist_train.rules.messages import Version
+from dist_train.rules.schedule import Scheduled
 from dist_train.rules.teaching import replica_seed
 
 
@@ -55,9 +56,9 @@ class Shards:
             own_base = None if base is None else base[inside]
             shard.take(member, gradient[inside], weight, own_base, scale=scale)
 
-    def step(self, version: int, rate: float, momentum: float | None) -> None:
+    def step(self, version: int, made_with: Scheduled) -> None:
         for shard, _ in self._shards:
-            shard.step(version, rate, momentum)
+            shard.step(version, made_with)
 
     def parameters(self) -> Tensor:
         """Return a copy of the newest parameters, over the whole layout."""

@@ -9,6 +9,7 @@ from typing import Literal
 from dist_train.rules.admission import Contribution
 from dist_train.rules.messages import Outcome, Push, Reply, Version
 from dist_train.rules.sampling import Position, Run
+from dist_train.rules.schedule import Scheduled
 
 # What a member waited for last: gradients of others, the shards, slower members, or something to do.
 Waiting = Literal["quorum", "server", "bound", "work"]
@@ -32,8 +33,7 @@ class Step:
     """Apply what was taken: this is update ``version``, of ``samples`` samples."""
 
     version: Version
-    rate: float
-    momentum: float | None
+    made_with: Scheduled
     contributions: tuple[Contribution, ...]
     samples: int
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from dist_train.rules.schedule import Scheduled
+
 
 class Version(NamedTuple):
     """How many updates the parameters have received, in the ``era`` that a loss of updates began."""
@@ -34,10 +36,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Work:
-    """A lease to compute a gradient of, with the learning rate of each step that the member makes itself."""
+    """A lease to compute a gradient of, with what each step is made with that the member makes itself."""
 
     lease: Lease
-    rates: tuple[float, ...] = ()
+    own: tuple[Scheduled, ...] = ()
 
 
 @dataclass(frozen=True)

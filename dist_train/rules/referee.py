@@ -265,10 +265,10 @@ class Referee:
         due = self._coming()
         taken = self.admission.decide()
         version = self.admission.version
-        rate, momentum = self.terms.rate(self.samples, taken)
+        made = self.terms.made_with(self.samples, taken)
         count = sum(self.dealer.finish(each.push.lease).count for each in taken)
         self.samples += count
-        actions: list[Action] = [Step(version, rate, momentum, taken, count)]
+        actions: list[Action] = [Step(version, made, taken, count)]
         self.finished = self.terms.ends_at(version.number) or self.dealer.exhausted
         if self.finished:
             self._abandon()

@@ -100,6 +100,29 @@ class Schedule:
     decay_factors: tuple[tuple[float, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """What an update is made with: the learning rate, and whatever else moves, None what does not.
+
+    ``weight_decay`` is what the optimizer's own is multiplied by.
+    """
+
+    rate: float
+    momentum: float | None = None
+    weight_decay: float | None = None
+
+
+# For whoever computes a gradient and makes no step with it.
+NO_STEP = Scheduled(0.0)
+
+
+def scheduled(schedule: Schedule, samples: int) -> Scheduled:
+    """Return what the update that starts after ``samples`` is made with."""
+    return Scheduled(
+        learning_rate(schedule, samples), momentum(schedule, samples), weight_decay_factor(schedule, samples)
+    )
+
+
 def learning_rate(schedule: Schedule, samples: int) -> float:
     """Return the rate of the update that starts after ``samples``; past the end, the rate at the end."""
     samples = min(samples, schedule.total)

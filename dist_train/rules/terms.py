@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dist_train.rules.admission import Contribution, Rule
 from dist_train.rules.dealing import Deck
 from dist_train.rules.decisions import Take
 from dist_train.rules.messages import Lease, Work
 from dist_train.rules.sampling import BEGINNING, Cursor, Position, Run, parts_of
+from dist_train.rules.schedule import Scheduled
 from dist_train.rules.timetable import Due, Timetable
 
 
@@ -28,7 +29,7 @@ class Start:
 class Terms:
     """The settings.
 
-    ``rate_at(samples)`` is the learning rate (and momentum, if it moves) once ``samples`` are trained;
+    ``scheduled(samples)`` is what an update is made with once ``samples`` are trained;
     ``finished(updates, samples, position)`` ends training; ``own_steps`` are the steps that a member makes by
     itself for one push. With ``outer_rate``, the rate of the server's optimizer, each of them is at the
     scheduled rate, and else at that part of it which its samples are of an update's: so far the server will
@@ -41,7 +42,7 @@ class Terms:
     deck: Deck
     timetable: Timetable
     epoch_samples: int
-    rate_at: Callable[[int], tuple[float, float | None]]
+    scheduled: Callable[[int], Scheduled]
     finished: Callable[[int, int, Position], bool]
     own_steps: int = 0
     outer_rate: float | None = None
@@ -50,16 +51,15 @@ class Terms:
     compensates: bool = False
     snapshot_every: int = 0
 
-    def rate(self, samples: int, taken: Sequence[Contribution]) -> tuple[float, float | None]:
-        """Return the rate (and momentum) of an update of these gradients, once ``samples`` are trained."""
-        rate, momentum = self.rate_at(samples)
-        if self.outer_rate is not None:
-            rate, momentum = self.outer_rate, None
+    def made_with(self, samples: int, taken: Sequence[Contribution]) -> Scheduled:
+        """Return what an update of these gradients is made with, once ``samples`` are trained."""
+        made = self.scheduled(samples) if self.outer_rate is None else Scheduled(self.outer_rate)
         if self.inverse and self.normalises:
             # The mean weighs gradients by samples over staleness; its size is lost, so the rate has it.
             weights = [worth(each.push.samples, each.staleness, normalises=True)[0] for each in taken]
-            rate *= sum(weights) / sum(each.push.samples for each in taken)
-        return rate, momentum
+            share = sum(weights) / sum(each.push.samples for each in taken)
+            made = replace(made, rate=made.rate * share)
+        return made
 
     def take(self, gathered: Contribution, rule: Rule) -> Take:
         """Have the shards add a gradient to the update that ``rule`` completes."""
@@ -83,16 +83,16 @@ class Terms:
         return self.finished(updates, 0, BEGINNING)
 
     def work(self, lease: Lease, samples: int) -> Work:
-        """Give a lease its rates: an update trains ``quorum`` times as many samples as the lease has."""
+        """Add what a lease's own steps are made with: an update has ``quorum`` times as many samples."""
         whole, steps = lease.count * self.rule.quorum, self.own_steps
         if self.outer_rate is not None:
             trained = [samples + whole * step // steps for step in range(steps)]
-            return Work(lease, tuple(self.rate_at(each)[0] for each in trained))
+            return Work(lease, tuple(self.scheduled(each) for each in trained))
         if not steps:
             return Work(lease)
         pieces = parts_of(Run(lease.epoch, lease.offset, lease.count), steps)
-        rate, _ = self.rate_at(samples)
-        return Work(lease, tuple(rate * piece.count / whole for piece in pieces))
+        rate = self.scheduled(samples).rate
+        return Work(lease, tuple(Scheduled(rate * piece.count / whole) for piece in pieces))
 
 
 def worth(samples: int, staleness: int, normalises: bool) -> tuple[float, float]:

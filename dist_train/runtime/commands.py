@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dist_train.exchange.segments import Address
+from dist_train.rules.schedule import Scheduled
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Apply:
     """Take the step to version ``number``."""
 
     number: int
-    rate: float
-    momentum: float | None
+    made_with: Scheduled
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class Pump:
         """
         if self._entry.step is not None:
             self.close_entry()
-        self._entry.commands.append(Apply(step.version.number, step.rate, step.momentum))
+        self._entry.commands.append(Apply(step.version.number, step.made_with))
         self._entry.step = step
         referee = self._run.referee
         if (referee.finished or self._newcomers) and step.version == referee.admission.version:

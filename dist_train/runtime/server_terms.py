@@ -9,7 +9,7 @@ from dist_train.optimizers.outer import server_optimizer
 from dist_train.plan import Plan
 from dist_train.rules.admission import Rule
 from dist_train.rules.dealing import Deck
-from dist_train.rules.schedule import learning_rate, momentum
+from dist_train.rules.schedule import scheduled
 from dist_train.rules.terms import Terms
 from dist_train.rules.timetable import Timetable
 
@@ -39,7 +39,7 @@ def terms_of(config: Config, plan: Plan, members: int) -> Terms:
             config.checkpoint.every_steps,
         ),
         epoch_samples=plan.lengths.epoch,
-        rate_at=lambda samples: (learning_rate(plan.schedule, samples), momentum(plan.schedule, samples)),
+        scheduled=lambda samples: scheduled(plan.schedule, samples),
         finished=plan.finished,
         own_steps=own_steps(parallel),
         outer_rate=None if outer is None else optimizer.lr,

@@ -144,7 +144,7 @@ class ShardProcess:
             case TakeGradient():
                 self._take(command)
             case Apply():
-                self._shard.step(command.number, command.rate, command.momentum)
+                self._shard.step(command.number, command.made_with)
                 if self._blueprint.checks:
                     return checksum([self._writer.current()])
             case Hold():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dist_train.rules.decisions import Answer, Returned, Step
@@ -88,8 +88,7 @@ class ServerRecords:
                 "event": "update",
                 "step": step.version.number,
                 "era": step.version.era,
-                "rate": step.rate,
-                "momentum": step.momentum,
+                **asdict(step.made_with),
                 "samples": step.samples,
                 "gradients": gradients,
             }
@@ -188,4 +187,6 @@ def _gradient(push: Push, work: Work) -> dict[str, Any]:
         found["reads"] = [list(version) for version in push.reads]
     if push.teachers:
         found["teachers"] = [list(teacher) for teacher in push.teachers]
-    return found | ({"rates": list(work.rates)} if work.rates else {})
+    if work.own:
+        found["own"] = [[own.rate, own.momentum, own.weight_decay] for own in work.own]
+    return found

@@ -134,7 +134,7 @@ class ServerReporter:
         """Report an update and the gradients in it."""
         window = self._window
         window.samples += step.samples
-        self._rate = step.rate
+        self._rate = step.made_with.rate
         for each in step.contributions:
             push = each.push
             self.tally.applied += 1

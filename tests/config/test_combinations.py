@@ -241,6 +241,18 @@ def test_what_does_not_is_named(parallel: dict[str, Any], expected: list[str]) -
     assert refusals(parallel) == [f"parallel.{line}" for line in expected]
 
 
+def test_a_server_cannot_begin_a_momentum_later() -> None:
+    moving = {"decay": {"kind": "one_cycle", "momentum": [0.85, 0.95]}}
+    still = {"name": "sgd", "lr": 1, "momentum": 0}
+    for optimizer in (still | {"momentum": 0.9}, {"name": "adam", "lr": 1}, {"name": "adagrad", "lr": 1}):
+        assert refusals(ASYNC, optimizer=optimizer, schedule=moving) == []
+    assert refusals({"mode": "sync"}, optimizer=still, schedule=moving) == []
+    assert refusals(ASYNC, optimizer=still, schedule=moving) == [
+        "optimizer.momentum: schedule.decay.momentum moves the momentum of an optimizer without; "
+        "set it above 0"
+    ]
+
+
 def test_batch_norm_is_recomputed_in_mode_sync_alone() -> None:
     validation = {"batch_norm_batches": 4}
     assert refusals({"mode": "sync"}, validation=validation) == []

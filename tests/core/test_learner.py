@@ -24,6 +24,7 @@ from dist_train.errors import TrainingError
 from dist_train.exchange.collective import Alone
 from dist_train.plan import make_plan
 from dist_train.rules.sampling import Position, Run, advance, draw, parts_of
+from dist_train.rules.schedule import Scheduled
 from dist_train.task import Rows, Task
 
 CPU = torch.device("cpu")
@@ -229,7 +230,7 @@ def test_the_updates_left_are_those_that_follow(train, batch, offset, waiting):
 def test_a_step_on_batches_from_elsewhere_leaves_the_counts_to_the_caller():
     task = MeanOfProducts()
     learner = learner_of(task)
-    learner.step_on(iter([[torch.tensor([[3.0], [5.0]])]]), count=2, rate=0.25)
+    learner.step_on(iter([[torch.tensor([[3.0], [5.0]])]]), count=2, made_with=Scheduled(0.25))
     assert weight_of(learner) == pytest.approx(2 - 0.25 * 4)
     assert (learner.state.counted.updates, learner.state.counted.samples) == (0, 0)
     measured = learner.measure()
@@ -243,7 +244,7 @@ def test_leases_are_trained_on_in_as_many_steps_as_were_asked_for():
     lease = Run(1, 1, 5)
     leases.feed(lease, steps=2)
     for part in parts_of(lease, 2):
-        learner.step_on(batches, part.count, rate=0.5)
+        learner.step_on(batches, part.count, Scheduled(0.5))
     order = by_hand.order(5, 1, SIZE)
     assert task.seen == [order[1:4].tolist(), order[4:6].tolist()]
     weight = 2 - 0.5 * sum(task.seen[0]) / 3 - 0.5 * sum(task.seen[1]) / 2

@@ -10,9 +10,10 @@ from dist_train.config import schema
 from dist_train.core.damping import DelayCompensation
 from dist_train.core.flat import FlatState, Layout, flatten_optimizer_state
 from dist_train.core.shard import PlainSlots, Shard, ShardState, parts
-from dist_train.errors import ConfigError, TrainingError
-from dist_train.optimizers import build, set_rate
+from dist_train.errors import ConfigError
+from dist_train.optimizers import build, set_for_update
 from dist_train.optimizers.outer import server_optimizer
+from dist_train.rules.schedule import Scheduled
 
 OPTIMIZERS = {
     "sgd": schema.SGD(lr=0.1, momentum=0.0, weight_decay=0.01),
@@ -64,10 +65,10 @@ class Whole:
         self.layout = Layout.of(model, settings)
         self.optimizer = build(model, settings)
 
-    def step(self, given: dict[str, torch.Tensor], rate: float, momentum: float | None = None) -> None:
+    def step(self, given: dict[str, torch.Tensor], rate: float, *moved: float | None) -> None:
         for name, parameter in trainable(self.model).items():
             parameter.grad = torch.empty_like(parameter).copy_(given[name])
-        set_rate(self.optimizer, rate, momentum)
+        set_for_update(self.optimizer, self.settings, Scheduled(rate, *moved))
         self.optimizer.step()
 
     def state(self) -> ShardState:
@@ -90,13 +91,13 @@ class Server:
         for shard, part in zip(self.shards, self.parts, strict=True):
             shard.load(self.version, state.part(part))
 
-    def step(self, given: dict[str, torch.Tensor], rate: float, momentum: float | None = None) -> None:
+    def step(self, given: dict[str, torch.Tensor], rate: float, *moved: float | None) -> None:
         vector = self.layout.vector()
         self.layout.flatten(given, vector)
         self.version += 1
         for shard, part in zip(self.shards, self.parts, strict=True):
             shard.take(0, vector[part.start : part.stop], 32.0, borrow=True)
-            shard.step(self.version, rate, momentum)
+            shard.step(self.version, Scheduled(rate, *moved))
 
     def state(self) -> ShardState:
         whole = ShardState(self.layout.vector(), FlatState.begin(self.layout.size, self.settings))
@@ -150,6 +151,18 @@ class TestReduction:
             server.step(gradients(whole.model, step), 0.1, momentum)
         assert_same(whole.layout, whole.state(), server.state())
 
+    @every_optimizer
+    def test_so_does_the_weight_decay_of_weights_and_of_what_else_is_decayed(self, name):
+        settings = OPTIMIZERS[name].model_copy(update={"weight_decay": 0.1})
+        whole = Whole(network(), settings)
+        server, constant = Server(whole, 2), Server(whole, 2)
+        for step, factor in enumerate([1.0, 0.1, 0.0]):
+            whole.step(gradients(whole.model, step), 0.1, None, factor)
+            server.step(gradients(whole.model, step), 0.1, None, factor)
+            constant.step(gradients(whole.model, step), 0.1)
+        assert_same(whole.layout, whole.state(), server.state())
+        assert not torch.equal(server.state().parameters, constant.state().parameters)
+
     def test_a_channels_last_model_is_trained_alike(self):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)).to(memory_format=torch.channels_last)
@@ -168,7 +181,7 @@ class TestReduction:
         for version, (one, two) in enumerate([(3.0, 5.0), (-1.0, 2.0), (0.5, 0.0)], 1):
             shard.take(0, torch.full((16,), one), 1.0, borrow=True)
             shard.take(1, torch.full((16,), two), 1.0, borrow=True)
-            shard.step(version, outer.lr)
+            shard.step(version, Scheduled(outer.lr))
             mean = (one + two) / 2
             velocity = 0.25 * velocity + mean
             centre -= 0.5 * (mean + 0.25 * velocity)
@@ -220,7 +233,7 @@ class TestMean:
         shard = small_shard()
         for member, (value, weight) in enumerate([(8.0, 1.0), (4.0, 2.0), (-4.0, 5.0)]):
             shard.take(member, full(value), weight, borrow=borrow)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert parameter(shard) == -(8 * 1 + 4 * 2 - 4 * 5) / 8
 
     @pytest.mark.parametrize("borrow", [True, False])
@@ -229,13 +242,13 @@ class TestMean:
         pushed = [(8.0, 1.0, 0.5), (4.0, 2.0, 1.0), (-4.0, 5.0, 0.25)]
         for member, (value, weight, scale) in enumerate(pushed):
             shard.take(member, full(value), weight, borrow=borrow, scale=scale)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert parameter(shard) == -(8 * 1 * 0.5 + 4 * 2 - 4 * 5 * 0.25) / 8
 
     def test_a_borrowed_gradient_that_is_scaled_stays_as_it_is(self):
         shard, lent = small_shard(), full(6.0)
         shard.take(0, lent, 1.0, borrow=True, scale=0.5)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert parameter(shard) == -3.0
         assert (lent == 6.0).all()
 
@@ -245,7 +258,7 @@ class TestMean:
         shard = small_shard()
         gradient = torch.randn(16, generator=torch.Generator().manual_seed(0))
         shard.take(0, gradient, weight, borrow=borrow)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert torch.equal(shard.state().parameters, -gradient)
 
     def test_memory_that_is_not_borrowed_is_free_at_once(self):
@@ -255,7 +268,7 @@ class TestMean:
         gradient.fill_(100.0)
         shard.take(1, gradient.fill_(3.0), 1.0)
         gradient.fill_(100.0)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert parameter(shard) == -2.0
 
     def test_borrowed_memory_is_neither_copied_nor_changed(self):
@@ -263,12 +276,12 @@ class TestMean:
         gradients = [full(1.0), full(3.0)]
         for member, gradient in enumerate(gradients):
             shard.take(member, gradient, 1.0, borrow=True)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert [set(gradient.tolist()) for gradient in gradients] == [{1.0}, {3.0}]
         borrowed = full(100.0)
         shard.take(0, borrowed, 1.0, borrow=True)
         borrowed.fill_(5.0)
-        shard.step(2, 1.0)
+        shard.step(2, Scheduled(1.0))
         assert parameter(shard) == -2.0 - 5.0
 
     def test_every_step_begins_anew(self):
@@ -276,15 +289,15 @@ class TestMean:
         for version, value in enumerate([1.0, 2.0, 4.0], 1):
             shard.take(0, full(value), 1.0)
             shard.take(1, full(value), 1.0)
-            shard.step(version, 1.0)
+            shard.step(version, Scheduled(1.0))
         assert parameter(shard) == -7.0
 
     def test_a_step_without_a_gradient_is_an_error(self):
         shard = small_shard()
         shard.take(0, full(1.0), 1.0)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         with pytest.raises(RuntimeError, match="version 2 has no gradient"):
-            shard.step(2, 1.0)
+            shard.step(2, Scheduled(1.0))
 
     @pytest.mark.parametrize(("size", "weight"), [(15, 1.0), (16, 0.0), (16, -1.0), (16, float("nan"))])
     def test_what_cannot_be_a_part_of_the_mean_is_refused(self, size, weight):
@@ -314,7 +327,7 @@ class TestVersions:
         shard.load(7, ShardState(full(1.0), FlatState.begin(16, PLAIN)))
         before = slots.current()
         shard.take(0, full(3.0), 1.0)
-        shard.step(8, 1.0)
+        shard.step(8, Scheduled(1.0))
         assert set(before.tolist()) == {1.0}
         assert set(slots.current().tolist()) == {-2.0}
         assert slots.calls == [("begin", 7), ("commit", 7), ("begin", 8), ("commit", 8)]
@@ -324,7 +337,7 @@ class TestVersions:
         shard.take(0, full(1.0), 1.0)
         shard.load(3, ShardState(full(5.0), FlatState.begin(16, PLAIN)))
         with pytest.raises(RuntimeError, match="no gradient"):
-            shard.step(4, 1.0)
+            shard.step(4, Scheduled(1.0))
 
     def test_what_was_loaded_is_not_shared(self):
         settings = OPTIMIZERS["adam"]
@@ -333,16 +346,10 @@ class TestVersions:
         state = ShardState(full(1.0), FlatState.begin(16, settings))
         shard.load(0, state)
         shard.take(0, full(1.0), 1.0)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert set(state.parameters.tolist()) == {1.0}
         assert not state.optimizer.vectors["exp_avg"].any()
         assert (state.optimizer.scalars, shard.state().optimizer.scalars) == ({"step": 0.0}, {"step": 1.0})
-
-    def test_a_moving_momentum_needs_an_optimizer_with_momentum(self):
-        shard = small_shard()
-        shard.take(0, full(1.0), 1.0)
-        with pytest.raises(TrainingError, match=r"optimizer\.momentum above 0"):
-            shard.step(1, 1.0, momentum=0.9)
 
 
 class TestDelayCompensation:
@@ -350,11 +357,11 @@ class TestDelayCompensation:
         shard = small_shard(DelayCompensation(0.25, None))
         read = full(0.0)
         shard.take(0, full(-2.0), 1.0, base=read)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         assert parameter(shard) == 2.0
         # 4 + 0.25 * 16 * (2 - 0) = 12
         shard.take(1, full(4.0), 1.0, base=read)
-        shard.step(2, 1.0)
+        shard.step(2, Scheduled(1.0))
         assert parameter(shard) == -10.0
 
     def test_several_are_each_compensated_before_their_mean_is_taken(self):
@@ -362,7 +369,7 @@ class TestDelayCompensation:
         gradients = [full(1.0), full(2.0), full(3.0)]
         for member, gradient in enumerate(gradients):
             shard.take(member, gradient, 2.0, base=full(-1.0), borrow=True)
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         # (1 + 1) + (2 + 4) + (3 + 9) = 20
         assert parameter(shard) == pytest.approx(-20 / 3)
         assert [gradient[0].item() for gradient in gradients] == [1.0, 2.0, 3.0]
@@ -374,7 +381,7 @@ class TestDelayCompensation:
     def test_the_mean_squares_are_part_of_the_state(self):
         shard = small_shard(DelayCompensation(2.0, 0.75))
         shard.take(1, full(4.0), 1.0, base=full(0.0))
-        shard.step(1, 1.0)
+        shard.step(1, Scheduled(1.0))
         saved = ShardState(full(9.0), FlatState.begin(16, PLAIN), {0: full(9.0), 1: full(9.0)})
         shard.export(saved)
         assert [(member, set(ms.tolist())) for member, ms in saved.mean_squares.items()] == [
@@ -389,6 +396,6 @@ class TestDelayCompensation:
         other.load(1, shard.state())
         for each in (shard, other):
             each.take(1, full(0.5), 1.0, base=full(0.0))
-            each.step(2, 1.0)
+            each.step(2, Scheduled(1.0))
         assert torch.equal(shard.state().parameters, other.state().parameters)
         assert torch.equal(shard.state().mean_squares[1], other.state().mean_squares[1])

@@ -97,12 +97,12 @@ class TestDiLoCo:
     def test_a_rate_that_decays_is_the_members_own_and_never_the_server_s(self, run):
         schedule = {"decay": {"kind": "cosine"}}
         found = run(TOGETHER | {"workers": 2, "outer": {"kind": "nesterov"}}, steps=4, schedule=schedule).go()
-        assert [step.rate for step in found.steps] == [0.7] * 4
+        assert [step.made_with.rate for step in found.steps] == [0.7] * 4
         rates = [
-            rate
+            own.rate
             for action in found.twin.decisions
             for work in getattr(getattr(action, "reply", None), "work", ())
-            for rate in work.rates
+            for own in work.own
         ]
         assert len(set(rates)) > 4
         assert rates[0] == 0.1

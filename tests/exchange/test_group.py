@@ -15,9 +15,17 @@ from dist_train.exchange.group import GroupServer, decoded
 from dist_train.exchange.segments import Segment
 from dist_train.exchange.server import MemberMemory
 from dist_train.rules.messages import Lease, Measured, Push, Reply, ValidationPart, Version, Work
+from dist_train.rules.schedule import Scheduled
 
 REPLIES = [
-    Reply("counted", Version(1, 7), (Work(Lease(3, 0, 40, 8), (0.1, 0.05)), Work(Lease(4, 1, 0, 2)))),
+    Reply(
+        "counted",
+        Version(1, 7),
+        (
+            Work(Lease(3, 0, 40, 8), (Scheduled(0.1, 0.9), Scheduled(0.05, None, 0.5))),
+            Work(Lease(4, 1, 0, 2)),
+        ),
+    ),
     Reply("welcome", Version(0, 0), validation=ValidationPart(2, 100, 0, 3)),
     Reply("ended", Version(0, 3), stop=True),
     Reply("void", Version(2, 3), forget=True),

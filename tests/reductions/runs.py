@@ -30,6 +30,7 @@ from dist_train.couplings.allreduce import AllReduce
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.plan import make_plan
 from dist_train.rules.sampling import Run
+from dist_train.rules.schedule import Scheduled
 from dist_train.runtime.connect import Connection
 from dist_train.runtime.place import Place
 from dist_train.task import Task
@@ -144,7 +145,7 @@ def train_leases(
         feed, batches = learner.leased()
         for lease in leases:
             feed.feed(lease)
-            learner.step_on(batches, lease.count, learner.rate)
+            learner.step_on(batches, lease.count, Scheduled(learner.rate))
         state = learner.state
         state.counted = after
         own = join({"buffers": part_of(state.own_part(), "buffers")})

@@ -232,7 +232,7 @@ class Run:
         counted.updates, counted.samples = referee.admission.version.number, referee.samples
         counted.position, counted.unfinished = referee.dealer.position, referee.dealer.unfinished
         counted.owes_validation = referee.owes_validation
-        self.server.state.chosen.rate = referee.terms.rate_at(referee.samples)[0]
+        self.server.state.chosen.rate = referee.terms.scheduled(referee.samples).rate
 
     def weights(self) -> dict[str, Tensor]:
         """Return what would be delivered now."""

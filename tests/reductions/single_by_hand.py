@@ -11,6 +11,8 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor, nn
 
+from dist_train.rules.schedule import Scheduled
+
 SEED, SIZE = 5, 50
 Weights = dict[str, Tensor]
 # Makes one of torch's optimizers over parameter groups.
@@ -68,11 +70,21 @@ def trained(
     decay: float = 0.0,
     accumulate: int = 1,
     clip: float | None = None,
+    made_with: Callable[[int], Scheduled] | None = None,
 ) -> Weights:
-    """Train by torch's own optimizer; each batch is taken in ``accumulate`` near-equal pieces."""
+    """Train by torch's own optimizer; each batch is taken in ``accumulate`` near-equal pieces.
+
+    ``made_with(samples)`` is what moves between updates: ``samples`` were trained before.
+    """
     network = model()
     optimizer = make(grouped(network, decay))
+    done = 0
     for batch in batches:
+        if made_with is not None:
+            now = made_with(done)
+            for group, base in zip(optimizer.param_groups, (decay, 0.0), strict=True):
+                group.update(lr=now.rate, momentum=now.momentum, weight_decay=now.weight_decay * base)
+        done += len(batch)
         for piece in np.array_split(batch, accumulate):
             if len(piece):
                 (mean_loss(network, piece) * (len(piece) / len(batch))).backward()

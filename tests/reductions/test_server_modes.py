@@ -97,6 +97,24 @@ def test_one_worker_through_any_number_of_shards_is_plain_training(run, mode, na
     assert found.staleness == [0] * 15
 
 
+@pytest.mark.parametrize("local", [{}, {"local_steps": 2}], ids=["gradients", "local steps"])
+def test_rate_momentum_and_weight_decay_move_as_in_plain_training(run, local):
+    make, chosen = TORCH["momentum"]
+    schedule = {
+        "decay": {"kind": "one_cycle", "momentum": [0.5, 0.9]},
+        "weight_decay": {"milestones": [0.3, 0.7], "factors": [0.5, 0]},
+    }
+    found = run(
+        parallel={"mode": "async"} | local,
+        optimizer=chosen | {"weight_decay": 0.02},
+        schedule=schedule,
+        steps=12 // local.get("local_steps", 1),
+    ).go()
+    made_with = found.twin.referee.terms.scheduled
+    assert {made_with(4 * step).weight_decay for step in range(12)} == {1, 0.5, 0}
+    assert_close(found.weights(), hand.trained(make, batches(4, 12), decay=0.02, made_with=made_with))
+
+
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_one_worker_accumulates_and_clips_as_plain_training_does(run, accumulate, clip):

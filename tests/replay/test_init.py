@@ -19,15 +19,18 @@ ADAMW = {"name": "adamw", "lr": 0.01}
 MOMENTUM = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
 LOCAL = {"mode": "async", "local_steps": 3}
 # Settings of parallel, and other sections.
+MOVING = {
+    "optimizer": MOMENTUM | {"weight_decay": 0.1},
+    "schedule": {
+        "decay": {"kind": "one_cycle", "momentum": [0.85, 0.95]},
+        "weight_decay": {"milestones": [0.2, 0.6], "factors": [0.5, 0]},
+    },
+}
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "async": ({"mode": "async"}, {"optimizer": ADAMW}),
     "async, shards": ({"mode": "async", "server": {"shards": 3}}, {"optimizer": MOMENTUM}),
     "lars": ({"mode": "async", "server": {"shards": 2}}, {"optimizer": {"name": "lars", "lr": 0.1}}),
     "clipped, accumulated": ({"mode": "async"}, {"train": {"clip_norm": 0.5, "accumulate": 2}}),
-    "moving momentum": (
-        {"mode": "async"},
-        {"optimizer": MOMENTUM, "schedule": {"decay": {"kind": "one_cycle", "momentum": [0.95, 0.85]}}},
-    ),
     "softsync": ({"mode": "async", "aggregate": 2}, {"optimizer": MOMENTUM}),
     "damped": ({"mode": "async", "aggregate": 2, "damping": {"kind": "inverse"}}, {}),
     "damped, momentum": ({"mode": "async", "damping": {"kind": "inverse"}}, {"optimizer": MOMENTUM}),
@@ -57,6 +60,8 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optimizer": ADAMW},
     ),
     "elastic": (LOCAL | {"outer": {"kind": "elastic"}}, {"optimizer": MOMENTUM}),
+    "moving settings": ({"mode": "async"}, MOVING),
+    "moving settings, local steps": (LOCAL, MOVING),
 }
 
 

@@ -27,7 +27,8 @@ def start(step: int = 0, origin: str | None = None) -> dict[str, Any]:
 
 def update(step: int, era: int = 0, **gradient: Any) -> dict[str, Any]:
     made = GRADIENT | {"sequence": step} | gradient
-    return {"event": "update", "step": step, "era": era, "rate": 0.1, "momentum": None, "gradients": [made]}
+    made_with = {"rate": 0.1, "momentum": None, "weight_decay": None}
+    return {"event": "update", "step": step, "era": era, **made_with, "gradients": [made]}
 
 
 def steps(attempt: Attempt) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 
 from dist_train.replay.shards import Shards, Versions, beginning, server_state
 from dist_train.rules.messages import Version
+from dist_train.rules.schedule import Scheduled
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -20,7 +21,7 @@ def test_shards_that_go_back_go_on_as_before(shards: int) -> None:
 
     def step(number: int) -> None:
         made.take(0, gradients[number], 4.0, None, 1.0)
-        made.step(number + 1, 0.1, None)
+        made.step(number + 1, Scheduled(0.1))
 
     step(0)
     kept = made.copy()

@@ -10,6 +10,7 @@ from dist_train.rules.admission import Contribution, Rule
 from dist_train.rules.dealing import Deck
 from dist_train.rules.messages import Lease, Push, Version
 from dist_train.rules.sampling import Position
+from dist_train.rules.schedule import Scheduled
 from dist_train.rules.terms import Terms
 from dist_train.rules.timetable import Due, Timetable
 
@@ -18,7 +19,7 @@ TERMS = Terms(
     Deck(size=40, batch=8, parts=2),
     Timetable(log_steps=3, validate_epochs=2, validate_steps=None, checkpoint_steps=4),
     40,
-    lambda samples: (0.1 - samples / 1000, 0.9),
+    lambda samples: Scheduled(0.1 - samples / 1000, 0.9, 0.5),
     lambda updates, samples, at: updates >= 9,
 )
 
@@ -27,49 +28,51 @@ def stale(staleness: int, samples: int = 4) -> Contribution:
     return Contribution(Push(0, 0, 1, 1, Version(0, 0), samples, 1.0), staleness)
 
 
-class TestRate:
+class TestMadeWith:
     def test_is_that_of_the_samples_trained_before(self) -> None:
-        assert TERMS.rate(20, [stale(3)]) == (pytest.approx(0.08), 0.9)
+        assert TERMS.made_with(20, [stale(3)]) == Scheduled(pytest.approx(0.08), 0.9, 0.5)
 
     def test_of_damped_gradients_is_whole_as_they_are_damped_themselves(self) -> None:
-        assert replace(TERMS, inverse=True).rate(0, [stale(1), stale(4)]) == TERMS.rate(0, [stale(0)])
+        damped = replace(TERMS, inverse=True)
+        assert damped.made_with(0, [stale(1), stale(4)]) == TERMS.made_with(0, [stale(0)])
 
     def test_that_has_a_damped_gradient_s_size_where_the_optimizer_loses_it(self) -> None:
         """Zhang et al. 2015: alpha0 / tau for each gradient of a mean over three."""
         damped = replace(TERMS, inverse=True, normalises=True)
-        rate, _ = damped.rate(0, [stale(1), stale(2), stale(4)])
-        assert rate == pytest.approx(0.1 * (1 + 1 / 2 + 1 / 4) / 3)
-        assert damped.rate(0, [stale(0), stale(1)]) == (pytest.approx(0.1), 0.9)
+        made = damped.made_with(0, [stale(1), stale(2), stale(4)])
+        assert made.rate == pytest.approx(0.1 * (1 + 1 / 2 + 1 / 4) / 3)
+        assert damped.made_with(0, [stale(0), stale(1)]) == Scheduled(pytest.approx(0.1), 0.9, 0.5)
 
     @pytest.mark.parametrize("normalises", [False, True])
     def test_plain_sgd_then_moves_by_each_gradient_at_its_own_rate(self, normalises: bool) -> None:
         damped, pushed = replace(TERMS, inverse=True, normalises=normalises), [stale(1, 2), stale(3, 6)]
         taken = [damped.take(each, Rule(2)) for each in pushed]
         summed = sum(t.weight * t.scale * g for t, g in zip(taken, [5.0, -7.0], strict=True))
-        rate, _ = damped.rate(0, pushed)
-        move = rate * summed / sum(t.weight for t in taken)
+        move = damped.made_with(0, pushed).rate * summed / sum(t.weight for t in taken)
         assert move == pytest.approx((0.1 * 5.0 * 2 + 0.1 / 3 * -7.0 * 6) / 8)
 
     def test_an_outer_optimizer_has_its_own(self) -> None:
-        assert replace(TERMS, outer_rate=0.7).rate(20, [stale(2)]) == (0.7, None)
+        assert replace(TERMS, outer_rate=0.7).made_with(20, [stale(2)]) == Scheduled(0.7)
 
 
 class TestWork:
-    def test_a_member_that_makes_no_steps_needs_no_rates(self) -> None:
-        assert TERMS.work(Lease(1, 0, 0, 4), 0).rates == ()
+    def test_a_member_that_makes_no_steps_is_not_told_how(self) -> None:
+        assert TERMS.work(Lease(1, 0, 0, 4), 0).own == ()
 
     def test_its_own_steps_follow_the_schedule_over_the_update(self) -> None:
         local = replace(TERMS, own_steps=4, outer_rate=0.7)
-        assert local.work(Lease(1, 0, 0, 4), 16).rates == pytest.approx([0.084, 0.082, 0.08, 0.078])
+        own = local.work(Lease(1, 0, 0, 4), 16).own
+        assert own == tuple(Scheduled(pytest.approx(rate), 0.9, 0.5) for rate in (0.084, 0.082, 0.08, 0.078))
 
     @pytest.mark.parametrize(("count", "shares"), [(4, [2 / 8, 2 / 8]), (3, [2 / 6, 1 / 6]), (1, [1 / 2])])
     def test_without_an_outer_optimizer_a_step_is_its_samples_share_of_an_update(
         self, count: int, shares: list[float]
     ) -> None:
-        """So far the server moves by the same gradient: two leases make an update."""
+        """So far the server moves by the same gradient: two leases make an update. It is plain descent."""
         terms = replace(TERMS, own_steps=2)
         expected = [share * (0.1 - 20 / 1000) for share in shares]
-        assert terms.work(Lease(1, 0, 0, count), 20).rates == pytest.approx(expected)
+        own = terms.work(Lease(1, 0, 0, count), 20).own
+        assert own == tuple(Scheduled(pytest.approx(rate)) for rate in expected)
 
 
 class TestDue:

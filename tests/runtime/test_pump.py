@@ -14,6 +14,7 @@ from dist_train.rules.decisions import Action, Milestone, Step, Take
 from dist_train.rules.messages import Push, Version
 from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
+from dist_train.rules.schedule import Scheduled
 from dist_train.runtime import pump as pumps
 from dist_train.runtime.commands import Apply, Attach, Command, Done, Lend, Load, Snapshot, TakeGradient
 from dist_train.runtime.holdings import Kept
@@ -186,7 +187,7 @@ class World:
         push = Push(0, 0, number, number, Version(0, number - 1), 4, 1.0)
         self.run.referee.admission.version = version = Version(0, number)
         self.pump.take(Take(push, 4.0, 0.5, True))
-        self.pump.step(Step(version, 0.1, None, (), 4))
+        self.pump.step(Step(version, Scheduled(0.1), (), 4))
         if due:
             self.pump.milestone(Milestone(version, 4 * number, Position(0, 0), (), **due))
         self.pump.close_entry()

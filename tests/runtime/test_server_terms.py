@@ -88,7 +88,8 @@ class TestOwnSteps:
         self, parallel: dict[str, Any], samples: int, rates: list[float]
     ) -> None:
         found = terms({"mode": "async"} | parallel, schedule={"scaling": "none"})
-        assert found.work(Lease(1, 0, 0, samples), 0).rates == pytest.approx(rates)
+        work = found.work(Lease(1, 0, 0, samples), 0)
+        assert [own.rate for own in work.own] == pytest.approx(rates)
 
     def test_the_server_s_rate_is_the_schedule_s_or_the_outer_optimizer_s(self) -> None:
         assert terms({"mode": "async"}).outer_rate is None

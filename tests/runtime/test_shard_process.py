@@ -19,6 +19,7 @@ from dist_train.exchange.server import MemberMemory
 from dist_train.rules.messages import Version
 from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
+from dist_train.rules.schedule import Scheduled
 from dist_train.runtime import shard_process
 from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Lend, Load, Snapshot, TakeGradient
 from dist_train.runtime.holdings import Holdings
@@ -87,7 +88,7 @@ class World:
 
     def update(self, number: int, memory: MemberMemory, gradient: float, incarnation: int = 0) -> Done:
         memory.gradients[0].fill_(gradient)
-        return self.obey(TakeGradient(0, incarnation, 0, 4.0, 1.0, True), Apply(number, RATE, None))
+        return self.obey(TakeGradient(0, incarnation, 0, 4.0, 1.0, True), Apply(number, Scheduled(RATE)))
 
     def after(self, step: float) -> Tensor:
         """Return the first parameters less ``step``; what lies between them stays as it is."""
@@ -134,7 +135,7 @@ class TestABatchOfCommands:
     def test_that_comes_twice_is_obeyed_once_and_answered_alike(self) -> None:
         world = World().begin()
         done = world.update(1, world.member(), 2.0)
-        repeated = (TakeGradient(0, 0, 0, 4.0, 1.0, True), Apply(1, RATE, None))
+        repeated = (TakeGradient(0, 0, 0, 4.0, 1.0, True), Apply(1, Scheduled(RATE)))
         assert world.shard.obey(world.index, repeated) == done
         assert world.reader.newest() == Version(0, 1)
         found = world.published(0, 1)

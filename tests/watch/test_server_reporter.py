@@ -13,6 +13,7 @@ from dist_train.rules.admission import Contribution
 from dist_train.rules.decisions import Returned, Step
 from dist_train.rules.messages import Outcome, Push, Version
 from dist_train.rules.sampling import Run
+from dist_train.rules.schedule import Scheduled
 from dist_train.rules.staleness import Staleness
 from dist_train.watch.course import Course, Earlier, End, Standing
 from dist_train.watch.logbook import NoLogbook
@@ -82,7 +83,7 @@ class Rehearsal:
         self.step += 1
         contributions = tuple(Contribution(push, staleness) for push, staleness in pushes)
         samples = sum(push.samples for push, _ in pushes)
-        self.reporter.applied(Step(Version(0, self.step), rate, None, contributions, samples))
+        self.reporter.applied(Step(Version(0, self.step), Scheduled(rate), contributions, samples))
 
     def give_back(self, member: int, outcome: Outcome) -> None:
         self.reporter.returned(Returned(member, 0, outcome, ZERO, ZERO, Run(0, 0, 8)))
