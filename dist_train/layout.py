@@ -30,6 +30,14 @@ def replica_folder(number: int) -> str:
     return f"replica_{number}"
 
 
+def is_anothers(checkpoint: Path, replica: int) -> bool:
+    """Say whether a replica that goes on from ``checkpoint`` begins as a copy of another model.
+
+    Replica 0 never does: it may go on from what was trained alone.
+    """
+    return replica > 0 and checkpoint.absolute().parents[1].name != replica_folder(replica)
+
+
 def replica_folders(run_dir: Path) -> dict[int, Path]:
     """Return the folders of several replicas that are there, by number, in order."""
     found = {

@@ -21,7 +21,7 @@ from dist_train.couplings.allreduce import AllReduce
 from dist_train.errors import DONE, INTERRUPTED
 from dist_train.exchange.agreement import StopAgreement
 from dist_train.exchange.ballot import StoreBallot
-from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
+from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS, is_anothers
 from dist_train.replica import Post, Replica, by_count
 from dist_train.rules.teaching import replica_seed
 from dist_train.rules.timetable import Timetable
@@ -106,7 +106,7 @@ def _open(
     place, state = connection.place, learner.state
     origin = agree_on_origin(given.run_dir, given.resume, connection.from_rank_0)
     if origin.path is not None:
-        restore(state, origin.path, place.rank, place.workers, replica.seed)
+        restore(state, origin.path, place.rank, place.workers, replica.seed, replica.number)
     sizes = {"training": size_of(learner.train_data), "validation": size_of(learner.validation_data)}
     connection.compare("data", {"size of the data for": {name: str(size) for name, size in sizes.items()}})
     plan, rescaled = plan_from(config, state, place.workers, sizes["training"])
@@ -117,7 +117,7 @@ def _open(
     announce(book, config, plan, scene, given.run_dir, state.counted, origin, rescaled)
     learner.begin(plan)
     replica.on_event(book.event)
-    if origin.path is not None:
+    if origin.path is not None and not is_anothers(origin.path, replica.number):
         replica.restore(origin.path)
     keeper = _open_keeper(config, connection, given, book, origin, learner)
     before = earlier(given.run_dir, state.counted.updates)

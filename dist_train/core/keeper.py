@@ -27,7 +27,7 @@ from dist_train.core.saver import Saver
 from dist_train.core.seeds import seed_all, worker_seed
 from dist_train.core.state import Counted, State
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.layout import CHECKPOINTS
+from dist_train.layout import CHECKPOINTS, is_anothers
 from dist_train.plan import Done, Plan, make_plan
 from dist_train.rules.ledger import carried
 from dist_train.rules.sampling import micro_batches, samples_in
@@ -103,18 +103,22 @@ def _newest(directory: Path, required: bool) -> Origin:
     return Origin(None if found is None else found.path, rejected)
 
 
-def restore(state: State, origin: Path, rank: int, workers: int, seed: int) -> None:
+def restore(state: State, origin: Path, rank: int, workers: int, seed: int, replica: int = 0) -> None:
     """Give ``state`` what the checkpoint at ``origin`` holds for this worker.
 
     With another number of workers than it was saved by, and where it holds none, generators are seeded anew
-    from the samples counted.
+    from the samples counted. So are they in a replica that begins as a copy of another model, and from here
+    on it has an order of the data of its own.
     """
     saved_by = read_manifest(origin).workers
     state.restore_shared(load_part(origin, SHARED))
     if counts := server_counts(origin):
         state.counted.carried = carried(counts, state.counted.cursor)
+    copied = is_anothers(origin, replica)
+    if copied:
+        state.counted.seed = None
     own = load_part(origin, rank_part(rank % saved_by))
-    if not state.restore_own(own, generators=saved_by == workers):
+    if not state.restore_own(own, generators=saved_by == workers and not copied):
         seed_all(worker_seed(seed, rank, state.counted.samples))
 
 

@@ -19,13 +19,18 @@ Topology = Literal["all", "ring", "pairs"]
 _PARTITION = 2**63
 # Nor may a bootstrap sample: each replica draws it from a stream of its own, with this added to its number.
 _BOOTSTRAP = 2**63
+# What replicas' seeds are apart.
+SEEDS_APART = 1_000_000
 # How many times an interval a replica looks for newer teachers.
 _LOOKS = 8
 
 
 def replica_seed(seed: int, replica: int) -> int:
-    """Return the seed of a replica's initialisation, data order and dropout: replica 0 has the run's."""
-    return seed + replica
+    """Return the seed of a replica's initialisation, data order and dropout: replica 0 has the run's.
+
+    Far from those of other runs: two trainings with seeds 0 and 1 must have no replica in common.
+    """
+    return seed + SEEDS_APART * replica
 
 
 def teachers_of(replica: int, replicas: int, topology: Topology) -> tuple[int, ...]:

@@ -109,10 +109,19 @@ def starts_replicas(config: Config) -> bool:
     return config.parallel.replicas > 1 and find_replica() is None
 
 
-def refuse_missing_origin(resume: str) -> None:
-    """Raise ConfigError when ``resume`` is a path where there is nothing."""
-    if resume not in ("auto", "none") and not Path(resume).exists():
+def refuse_missing_origin(resume: str, replicas: int = 1) -> None:
+    """Raise ConfigError when ``resume`` is a path where there is nothing, or too few replicas."""
+    if resume in ("auto", "none"):
+        return
+    if not Path(resume).exists():
         raise ConfigError(f"--resume {resume}: no such directory; give auto, none, or the path of a run")
+    there = layout.replica_folders(Path(resume)) if Path(resume).is_dir() else {}
+    if there and replicas > 1 and set(range(replicas)) - set(there):
+        raise ConfigError(
+            f"--resume {resume}: a run of {len(there)} replicas, where {replicas} are to go on; set "
+            f"parallel.replicas to {len(there)}, or give {resume}/{layout.replica_folder(0)} to begin all "
+            "of them as copies of that one"
+        )
 
 
 def open_run_directory(

@@ -101,6 +101,9 @@ class _Run:
         if self._asked > 1:
             self.kill()
             return
+        self._stop_all()
+
+    def _stop_all(self) -> None:
         self._deadline = time.monotonic() + self._config.recovery.grace_s + PATIENCE_S
         for replica in self.replicas:
             if replica.child is not None:
@@ -117,6 +120,10 @@ class _Run:
         replica.child = None
         if self._relay is not None:
             self._relay.gone(replica.number)
+        if status == REFUSED and not replica.attempts and self._deadline is None:
+            why = children.last_line(child).removeprefix("dist-train: ")
+            self._say(f"replica {replica.number} is refused, and the others stop: {why}")
+            self._stop_all()
         if status in (DONE, INTERRUPTED, REFUSED) or self._deadline is not None:
             # One that was asked to stop before it could hear has nothing to save.
             unheard = self._deadline is not None and status == -signal.SIGTERM

@@ -15,7 +15,7 @@ from dist_train.core.keeper import Keeper, done_before, find_origin, open_keeper
 from dist_train.errors import Mismatch
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.server import Welcome
-from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS
+from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS, is_anothers
 from dist_train.plan import Plan, group_count, groups, make_plan, samples_per_update
 from dist_train.rules.arrivals import UNDECIDED, Arrivals
 from dist_train.rules.backups import Choice
@@ -69,6 +69,8 @@ class ServerRun:
         clean(order.run_dir / CHECKPOINTS)
         self._origin = find_origin(order.run_dir, order.resume)
         self.holdings = Holdings(self.config, order.workers, self._origin.path, order.replica)
+        if self._origin.path is not None and is_anothers(self._origin.path, order.replica):
+            self.holdings.counted.seed = None
         # On a GPU members have copies there.
         self.hazards = self.members if parallel.reads_in_place and order.device == "CPU" else 0
         blueprints = self.holdings.blueprints(parallel.server.shards, threads=1, hazards=self.hazards)

@@ -83,7 +83,7 @@ def train(config: Config, run_dir: Path | str | None = None, resume: str = "auto
 def launch_locally(config: Config, directory: Path | None, resume: str) -> tuple[int, Path]:
     """Start this machine's workers, watch them to the end; return the exit status and the run directory."""
     config = refuse_impossible(config, os.environ)
-    refuse_missing_origin(resume)
+    refuse_missing_origin(resume, config.parallel.replicas if starts_replicas(config) else 1)
     directory = directory or directories.create(Path("runs"), config.name)
     with directories.Lock(directory, tell):
         before = kept_records(directory)

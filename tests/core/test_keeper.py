@@ -18,6 +18,7 @@ from dist_train.errors import ConfigError
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.rules.sampling import Position, Run
 from dist_train.rules.schedule import learning_rate
+from dist_train.rules.teaching import replica_seed
 
 
 def state_at(config, samples, rate, batch):
@@ -165,6 +166,23 @@ def saved(run_dir, step, parts):
     ballot = StoreBallot(HashStore(), "b", 0, 1)
     committer = Committer(run_dir / "checkpoints", 0, 1, "a", ballot, (3, None))
     return committer.commit(Draft(1, step, Facts(step, "hash"), parts)).path
+
+
+def test_a_replica_that_begins_as_another_s_copy_draws_from_a_seed_of_its_own(tmp_path):
+    config = runs.config_of()
+    state = state_at(config, 40, 0.1, 4)
+    state.counted.seed = 5
+    parts = {SHARED: state.shared_part(), "rank_00000": state.own_part()}
+    own_seed, drawn = replica_seed(5, 1), []
+    for run_dir in (tmp_path / "alone", tmp_path / "run" / "replica_1"):
+        origin = saved(run_dir, 10, parts)
+        again = state_at(config, 0, None, 4)
+        restore(again, origin, rank=0, workers=1, seed=own_seed, replica=1)
+        drawn.append(torch.rand(3))
+        assert again.counted.seed == (None if run_dir.name == "alone" else 5)
+    seed_all(worker_seed(own_seed, 0, 40))
+    assert torch.equal(torch.rand(3), drawn[0])
+    assert not torch.equal(*drawn)
 
 
 @pytest.mark.parametrize(("with_generators", "workers"), [(True, 1), (True, 2), (False, 1)])

@@ -32,6 +32,7 @@ from dist_train.member import RunOfAll, serve
 from dist_train.plan import group_count
 from dist_train.rules.decisions import Answer, Milestone, Step, Validated
 from dist_train.rules.referee import Referee, Start
+from dist_train.rules.teaching import replica_seed
 from dist_train.runtime.connect import Connection
 from dist_train.runtime.holdings import Holdings
 from dist_train.runtime.place import Place
@@ -102,7 +103,7 @@ class Run:
         self.holdings = Holdings(self.config, self.workers, self.origin, self.replica)
         self.server = self.holdings.server
         counted = self.server.state.counted
-        own_seed = self.config.seed + self.replica
+        own_seed = replica_seed(self.config.seed, self.replica)
         counted.seed = own_seed if counted.seed is None else counted.seed
         counted.train_size = len(self.task.train_data())
         self.plan, _ = plan_from(self.config, self.server.state, self.workers, counted.train_size)

@@ -14,6 +14,7 @@ import server_runs
 from dist_train.errors import ConfigError
 from dist_train.exchange.baton import seeded
 from dist_train.replay import Different, replay
+from dist_train.rules.teaching import replica_seed
 
 ADAMW = {"name": "adamw", "lr": 0.01}
 MOMENTUM = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
@@ -126,7 +127,7 @@ class TestReplicas:
     ) -> None:
         books = self.codistilled(make, tmp_path, mode)
         for replica, book in enumerate(books):
-            line = replay(recorded.finished(book, seed=5 + replica))
+            line = replay(recorded.finished(book, seed=replica_seed(5, replica)))
             assert line.endswith("bit for bit")
         for replica, book in enumerate(books):
             taught = [

@@ -16,6 +16,7 @@ from dist_train.runtime.opening import (
     newest_step,
     open_run_directory,
     refuse_impossible,
+    refuse_missing_origin,
     refuse_other_launcher,
     refuse_unsendable,
     with_workers,
@@ -45,6 +46,23 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     show(0)
     return show
+
+
+class TestOrigin:
+    def test_of_fewer_replicas_than_are_to_go_on_is_refused(self, tmp_path: Path) -> None:
+        for number in range(2):
+            (tmp_path / layout.replica_folder(number)).mkdir()
+        for replicas in (1, 2):
+            refuse_missing_origin(str(tmp_path), replicas)
+        with pytest.raises(ConfigError, match="a run of 2 replicas, where 3 are to go on; set"):
+            refuse_missing_origin(str(tmp_path), 3)
+
+    def test_of_one_model_is_for_any_number_of_replicas(self, tmp_path: Path) -> None:
+        refuse_missing_origin(str(tmp_path), 3)
+
+    def test_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no such directory"):
+            refuse_missing_origin(str(tmp_path / "nowhere"))
 
 
 class TestWorkers:

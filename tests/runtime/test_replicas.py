@@ -149,7 +149,7 @@ def test_without_weight_replicas_are_the_runs_they_would_be_alone(program: Progr
     alone = ("parallel.replicas=1", "codistill=null", "train.deterministic=true")
     for replica in range(2):
         own = tmp_path / f"alone_{replica}"
-        program.run(*alone, f"seed={replica}", run_dir=own)
+        program.run(*alone, f"seed={1_000_000 * replica}", run_dir=own)
         together = load_file(program.run_dir / f"replica_{replica}" / "model.safetensors")
         expected = load_file(own / "model.safetensors")
         assert together.keys() == expected.keys()
@@ -269,6 +269,38 @@ def test_a_replica_that_fails_for_good_leaves_the_others_to_their_end(program: P
     assert "the others go on" in output
     assert [each["status"] for each in program.summary["replicas"]] == ["done", "failed"]
     assert "a bad disk" in program.summary["error"]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_replicas_that_begin_as_copies_of_one_model_become_different_ones(
+    program: Program, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    program.run("parallel.replicas=1", "codistill=null", run_dir=alone)
+    program.run("codistill=null", "train.steps=14", "--resume", str(alone))
+    one, other = (
+        load_file(program.run_dir / f"replica_{replica}" / "model.safetensors") for replica in range(2)
+    )
+    assert not all(one[name].equal(other[name]) for name in one)
+    assert [line["step"] for line in program.lines(1, "events") if line["event"] == "start"] == [12]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_a_replica_that_is_refused_at_the_start_stops_the_others(program: Program) -> None:
+    task = program.folder / "unlike.py"
+    task.write_text(
+        "import os\nfrom dist_train.errors import ConfigError\n"
+        "from dist_train.tasks.digits import Digits\n\n\n"
+        "class Unlike(Digits):\n    def model(self):\n"
+        "        if os.environ['DIST_TRAIN_REPLICA'] == '1':\n"
+        "            raise ConfigError('no such model here')\n        return super().model()\n"
+    )
+    process = program.start("task=unlike.py:Unlike", "train.steps=2000", "faults.step_s=0.05")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == REFUSED, output
+    assert "replica 1 is refused, and the others stop: no such model here" in output
 
 
 @pytest.mark.processes
