@@ -1,6 +1,6 @@
 """Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
 
-python -m experiments.codistillation [text] [scarce] [transfer] [churn] [intervals] [overshoot]
+python -m experiments.codistillation [text] [scarce] [long] [transfer] [churn] [intervals] [overshoot]
     [weight_decay] [--folder DIR] [--seeds 4]
 """
 
@@ -42,11 +42,18 @@ def scarce(folder: Path, seeds: int) -> None:
     text(folder / "scarce", seeds, (options,))
 
 
-def text(folder: Path, seeds: int, further: Sequence[str] = ()) -> None:
+def long(folder: Path, seeds: int) -> None:
+    """The same over five times as many updates, where there is less left to learn from the data."""
+    lengths = ("train.steps=3000", "validation.every_steps=250", "checkpoint.every_steps=3000")
+    text(folder / "long", seeds, lengths, ("apart", "disjoint"))
+
+
+def text(folder: Path, seeds: int, further: Sequence[str] = (), ways: Sequence[str] = tuple(HOW)) -> None:
     """Print after how many updates each way reaches what one replica alone comes to."""
-    curves: dict[str, list[Curve]] = {name: [] for name in HOW}
+    curves: dict[str, list[Curve]] = {name: [] for name in ways}
     for seed in range(seeds):
-        for name, how in HOW.items():
+        for name in ways:
+            how = HOW[name]
             run_dir = folder / f"text-{name}-{100 * seed}"
             train(ROOT / "configs/text-codistill.yaml", run_dir, f"seed={100 * seed}", how, *TEXT, *further)
             curves[name].append(validations(run_dir / "replica_0"))
@@ -58,7 +65,7 @@ def text(folder: Path, seeds: int, further: Sequence[str] = ()) -> None:
         ]
         told = ", ".join(f"{share:.2f}" for share in shares)
         print(f"text  {name:9} final validation loss {losses}; share of the updates to reach it: {told}")
-    runs = {name: [folder / f"text-{name}-{100 * seed}" for seed in range(seeds)] for name in HOW}
+    runs = {name: [folder / f"text-{name}-{100 * seed}" for seed in range(seeds)] for name in ways}
     ensembles = [evaluate(run_dir)["runs"][0]["ensemble"]["val"]["loss"] for run_dir in runs["apart"]]
     print(f"text  ensemble of two, final validation loss {over_seeds(ensembles)}")
     for name, directories in runs.items():
@@ -204,6 +211,7 @@ def print_churn(what: str, runs: Sequence[Path]) -> None:
 EXPERIMENTS = {
     "text": text,
     "scarce": scarce,
+    "long": long,
     "transfer": transfer,
     "churn": churn,
     "intervals": intervals,

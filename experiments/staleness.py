@@ -3,7 +3,7 @@
 Eight learners; hardsync waits for all, n-softsync for 8 / n gradients, which are then about n updates
 stale. The rate is that of hardsync throughout, as in the paper. Two controls tell staleness from a rate that
 is too high for the samples of an update: one learner with that rate, whose gradients are never stale, and
-8-softsync with an eighth of it.
+8-softsync with an eighth of it, where delay compensation is tried as well.
 
 python -m experiments.staleness [--folder DIR] [--seeds 3]
 """
@@ -29,7 +29,7 @@ from experiments.runs import (
 LEARNERS = 8
 SAMPLES = 8
 EPOCHS = 12
-RATE = 0.2
+RATE = 0.05
 COMMON = (
     f"train={{epochs: {EPOCHS}, batch_size: {SAMPLES}, last_batch: drop}}",
     "model={name: mlp, hidden: [64]}",
@@ -49,10 +49,12 @@ def make(folder: Path, seeds: range) -> None:
     others = {
         "hardsync": [_run(folder, "hardsync", f"mode: sync, workers: {LEARNERS}", seed) for seed in seeds],
         "one learner": [_run(folder, "one", "mode: sync, workers: 1", seed) for seed in seeds],
-        f"{LEARNERS}-softsync, rate / {LEARNERS}": [
-            _run(folder, "softsync-slow", _softsync(LEARNERS, "none"), seed, RATE / LEARNERS)
+    } | {
+        f"{LEARNERS}-softsync, rate / {LEARNERS}, damping {damping}": [
+            _run(folder, f"{name}-slow", _softsync(LEARNERS, DAMPINGS[damping]), seed, RATE / LEARNERS)
             for seed in seeds
-        ],
+        ]
+        for name, damping in (("softsync", "none"), ("compensated", "delay compensated"))
     }
     soft = {
         (split, damping): [
