@@ -106,12 +106,12 @@ def marks(run: Measured, number: int) -> list[Mark]:
 
 
 def place(fault: Fault, history: History) -> tuple[float, float, float]:
-    """Return samples, step and wall time of a fault."""
+    """Return samples, step and wall time of a fault, with what failures had cost by then."""
     if fault.step is not None:
-        step, samples, wall_s = history.track.at_step(fault.step)
+        step, samples, _ = history.track.at_step(fault.step)
     else:
-        step, samples, wall_s = history.track.at_wall(history.wall_of(fault.clock))
-    return samples, step, wall_s
+        step, samples, _ = history.track.at_wall(history.wall_of(fault.clock))
+    return samples, step, history.elapsed_at(fault.clock)
 
 
 def staleness(runs: Sequence[Measured]) -> list[Bars]:
@@ -140,18 +140,19 @@ def _names(runs: Sequence[Measured], training: bool) -> list[str]:
 def _curves(runs: Sequence[Measured], name: str, training: bool) -> tuple[Line, ...]:
     curves = [(run, run.training if training else run.validation) for run in runs]
     return tuple(
-        _line(run.label, number, of_run[name])
+        _line(run, number, of_run[name])
         for number, (run, of_run) in enumerate(curves)
         if name in of_run and len(of_run[name].points)
     )
 
 
-def _line(label: str, number: int, curve: Curve) -> Line:
+def _line(run: Measured, number: int, curve: Curve) -> Line:
     points = curve.points
+    at = {axis: points.column(axis) for axis in AXES}
     return Line(
-        label=label,
+        label=run.label,
         number=number,
-        at={axis: points.column(axis) for axis in AXES},
+        at=at | {"wall_s": run.history.elapsed(at["wall_s"])},
         mean=curve.mean,
         lowest=points.column("lowest"),
         highest=points.column("highest"),

@@ -114,6 +114,35 @@ class History:
         attempt = self.attempts[number]
         return attempt.clock - self.attempts[0].clock + wall_s - self.walls[number]
 
+    def elapsed(self, wall_s: Numbers) -> Numbers:
+        """Return wall times with what failures had cost by then; pauses until somebody resumed are left out.
+
+        A wall time that was reached several times is that of the last.
+        """
+        if not self.attempts:
+            return wall_s
+        number = np.searchsorted(self.walls[:-1], wall_s, side="left") - 1
+        return wall_s + self._costs[np.clip(number, 0, None)]
+
+    def elapsed_at(self, clock: float) -> float:
+        """Return the same for a moment of the clock."""
+        begun = [number for number, each in enumerate(self.attempts) if each.clock <= clock]
+        if not begun:
+            return 0.0
+        attempt, number = self.attempts[begun[-1]], begun[-1]
+        return self.walls[number] + float(self._costs[number]) + clock - attempt.clock
+
+    @cached_property
+    def _costs(self) -> Numbers:
+        """What failures had cost by the start of each attempt: work that was lost, and the way back."""
+        cost_of = dict.fromkeys((each.failed for each in self.attempts), 0.0)
+        for failed, seconds in self.lost():
+            cost_of[failed] += seconds
+        for failed, then in self.recoveries():
+            cost_of[failed] += then - failed
+        costs = [0.0 if each.failed is None else cost_of[each.failed] for each in self.attempts[:-1]]
+        return np.cumsum([0.0, *costs])
+
     def lost(self) -> list[tuple[float, float]]:
         """Return what failures threw away: for each, its clock and the seconds before it that were lost."""
         walls = self.walls

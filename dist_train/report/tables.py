@@ -47,6 +47,15 @@ class Reported:
         known = {"steps": last.get("step"), "samples": last.get("samples"), "wall_s": last.get("wall_s")}
         return {**known, **self.summary}
 
+    @property
+    def wall_s(self) -> float | None:
+        """The run's seconds with those that failures cost, and without pauses until somebody resumed."""
+        kept, history = self.progress.get("wall_s"), self.measured.history
+        if not isinstance(kept, int | float):
+            return None
+        lost = sum(seconds for _, seconds in history.lost())
+        return kept + lost + sum(end - start for start, end in history.recoveries())
+
 
 def headline(runs: Sequence[Reported]) -> Table:
     """Put the runs' figures side by side; a row that no run has an entry for is left out."""
@@ -56,7 +65,7 @@ def headline(runs: Sequence[Reported]) -> Table:
         ("mode", _mode),
         ("steps", lambda run: _count(run.progress.get("steps"))),
         ("samples", lambda run: _count(run.progress.get("samples"))),
-        ("wall time", lambda run: _duration(run.progress.get("wall_s"))),
+        ("wall time", lambda run: _duration(run.wall_s)),
         ("samples per second", _rate),
         ("goodput", lambda run: _share(goodput.goodput(goodput.mean(run.spent)))),
         ("validation", lambda run: _measures(run.summary.get("val")) or _last_validation(run.measured)),

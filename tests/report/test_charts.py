@@ -59,6 +59,20 @@ def test_names_of_files_hold_nothing_but_letters_and_digits(make_run: MakeRun) -
     assert "validation----top-5--b-" in found
 
 
+def test_wall_time_of_curves_and_faults_counts_what_failures_cost(make_run: MakeRun) -> None:
+    """Killed a second after step 10 of a checkpoint at step 10; a second later it starts again."""
+    events = [
+        START,
+        {"event": "failure", "time": 102.0, "rank": 0, "step": 20},
+        {"event": "restart", "time": 102.0, "from_step": 10},
+        {"event": "start", "time": 103.0, "step": 10},
+    ]
+    run = measure("a", make_run(metrics=[train(10, 1.0), train(20, 2.0)], events=events), 10)
+    (line,) = by_name(run)["training-loss"].lines
+    assert line.at["wall_s"].tolist() == pytest.approx([1.0, 4.0])
+    assert marks(run, 0)[0].at["wall_s"] == pytest.approx(2.0)
+
+
 def test_faults_are_marked_at_their_step_on_every_axis(make_run: MakeRun) -> None:
     failure = {"event": "failure", "time": 101.5, "rank": 0, "step": 15}
     run = measure("a", make_run(metrics=[train(10, 1.0), train(20, 2.0)], events=[START, failure]), 10)

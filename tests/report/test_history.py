@@ -75,6 +75,26 @@ def test_the_clock_of_a_wall_time_is_that_of_the_attempt_that_was_kept() -> None
     assert found.clock_of(6.0) == pytest.approx(12.0)
 
 
+def test_wall_time_goes_on_through_what_a_failure_costs() -> None:
+    """Three seconds of work were lost, and three more passed until it started again."""
+    found = history(*EVENTS)
+    assert found.elapsed(np.array([2.0, 5.0, 6.0, 10.0])).tolist() == pytest.approx([2.0, 5.0, 12.0, 16.0])
+    assert found.elapsed_at(1008.0) == pytest.approx(8.0)
+    assert found.elapsed_at(1012.0) == pytest.approx(12.0)
+
+
+def test_a_pause_until_somebody_starts_it_again_is_no_wall_time() -> None:
+    found = history(EVENTS[0], EVENTS[1], EVENTS[3])
+    assert found.elapsed(np.array([5.0, 6.0])).tolist() == pytest.approx([5.0, 9.0])
+    assert found.elapsed_at(1012.0) == pytest.approx(9.0)
+
+
+def test_without_events_wall_times_stay_as_they_are() -> None:
+    found = history()
+    assert found.elapsed(STEPS) is STEPS
+    assert found.elapsed_at(1000.0) == 0.0
+
+
 def test_a_track_leads_from_steps_to_samples_and_wall_time() -> None:
     step, samples, wall_s = history().track.at_step(25)
     assert (step, samples, wall_s) == (25.0, 800.0, pytest.approx(2.5))

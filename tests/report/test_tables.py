@@ -43,6 +43,17 @@ def test_figures_of_runs_stand_side_by_side(make_run: MakeRun) -> None:
     assert found["validation"] == ("loss 0.2500, accuracy 97.50%", "loss 0.5000, accuracy 90.00%")
 
 
+def test_wall_time_counts_what_failures_cost(make_run: MakeRun) -> None:
+    failed = [
+        START,
+        {"event": "failure", "time": 103.0, "rank": 0, "step": 20},
+        {"event": "restart", "time": 103.0, "from_step": 10},
+        {"event": "start", "time": 105.0, "step": 10},
+    ]
+    run = make_run(metrics=[train(10, 1.0), train(20, 2.0)], events=failed)
+    assert rows(tables.headline(reported(run)))["wall time"] == ("6.0s",)
+
+
 def test_a_row_that_no_run_fills_is_left_out(make_run: MakeRun) -> None:
     assert (
         not {"staleness", "gradients", "agreement", "error"}
