@@ -101,7 +101,7 @@ def report_server(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that sum up a measurement of the parameter server's modes."""
     if "server_seconds_per_step" in result:
         rounds = result["server_seconds_per_step"]
-        for baseline in ("ray_actors", "sync", "floor"):
+        for baseline in ("ray_actors", "ray_actors_large_pages", "sync", "floor"):
             yield from _table(f"speed / {baseline}", speeds(rounds, baseline))
         for title, kind in {
             "ms": "server_seconds_per_step",

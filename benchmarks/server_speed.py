@@ -35,13 +35,14 @@ def floor(workload: str, name: str = "floor") -> Contestant:
     return Contestant(name, [*HUGE_PAGES, *command])
 
 
-def ray_actors(workload: str, folder: Path) -> Contestant:
-    """Ray's example, its session in ``folder``.
+def ray_actors(workload: str, folder: Path, large_pages: bool = False) -> Contestant:
+    """Ray's example, its session in ``folder``; as it is, or with the large pages that dist_train asks for.
 
     Ray would lower its workers' priority, which counts wherever a core is shared.
     """
+    name, pages = ("ray_actors_large_pages", HUGE_PAGES) if large_pages else ("ray_actors", ["env"])
     command = [sys.executable, "-m", "benchmarks.contestants.ray_actors", workload]
-    return Contestant("ray_actors", ["env", "RAY_worker_niceness=0", f"TMPDIR={folder}", *command])
+    return Contestant(name, [*pages, "RAY_worker_niceness=0", f"TMPDIR={folder}", *command])
 
 
 def asynchronous(workload: str, folder: Path) -> Contestant:
@@ -57,7 +58,8 @@ def contestants(workload: str, folder: Path, parts: bool) -> list[Contestant]:
     """The trainers and the floor; with ``parts``, also each part of the floor on its own."""
     own = [asynchronous(workload, folder), dist_train(workload, folder, name="sync")]
     floors = [floor(workload, name) for name in (FLOORS if parts else ["floor"])]
-    return [ray_actors(workload, folder), *own, *floors]
+    rivals = [ray_actors(workload, folder, large_pages) for large_pages in (False, True)]
+    return [*rivals, *own, *floors]
 
 
 def measure(workload: str, rounds: int, parts: bool = False) -> dict[str, Any]:
