@@ -1,16 +1,17 @@
 """Anil et al. 2018: fewer updates to the same loss with disjoint data, and less churn between retrains.
 
-python -m experiments.codistillation [text] [scarce] [long] [transfer] [churn] [intervals] [overshoot]
+python -m experiments.codistillation [text] [scarce] [long] [transfer] [noisy] [churn] [intervals] [overshoot]
     [weight_decay] [--folder DIR] [--seeds 4]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from experiments.plots import Axis, Line, curves
 from experiments.runs import (
     ROOT,
     Curve,
@@ -36,33 +37,43 @@ HOW = {
 }
 
 
+def text(folder: Path, seeds: int) -> None:
+    """Print after how many updates each way reaches what one replica alone comes to."""
+    _compare(folder, seeds, "codistillation", "Codistillation on text: loss against updates")
+
+
 def scarce(folder: Path, seeds: int) -> None:
     """The same where text is scarce: 200,000 bytes, so that each sample is seen again and again."""
     options = "task_options={context: 64, validation_share: 0.1, max_bytes: 200000}"
-    text(folder / "scarce", seeds, (options,))
+    _compare(folder / "scarce", seeds, "codistillation_scarce", "The same, text being scarce", (options,))
 
 
 def long(folder: Path, seeds: int) -> None:
     """The same over five times as many updates, where there is less left to learn from the data."""
     lengths = ("train.steps=3000", "validation.every_steps=250", "checkpoint.every_steps=3000")
-    text(folder / "long", seeds, lengths, ("apart", "disjoint"))
+    title = "The same, five times as long"
+    _compare(folder / "long", seeds, "codistillation_long", title, lengths, ("apart", "disjoint"))
 
 
-def text(folder: Path, seeds: int, further: Sequence[str] = (), ways: Sequence[str] = tuple(HOW)) -> None:
-    """Print after how many updates each way reaches what one replica alone comes to."""
-    curves: dict[str, list[Curve]] = {name: [] for name in ways}
+def _compare(
+    folder: Path,
+    seeds: int,
+    plot: str,
+    title: str,
+    further: Sequence[str] = (),
+    ways: Sequence[str] = tuple(HOW),
+) -> None:
+    found: dict[str, list[Curve]] = {name: [] for name in ways}
     for seed in range(seeds):
         for name in ways:
-            how = HOW[name]
             run_dir = folder / f"text-{name}-{100 * seed}"
-            train(ROOT / "configs/text-codistill.yaml", run_dir, f"seed={100 * seed}", how, *TEXT, *further)
-            curves[name].append(validations(run_dir / "replica_0"))
-    alone = curves["apart"]
-    for name, found in curves.items():
-        losses = over_seeds([curve.final for curve in found])
-        shares = [
-            own.steps_to(single.final) / single.steps[-1] for own, single in zip(found, alone, strict=True)
-        ]
+            settings = (f"seed={100 * seed}", HOW[name], *TEXT, *further)
+            train(ROOT / "configs/text-codistill.yaml", run_dir, *settings)
+            found[name].append(validations(run_dir / "replica_0"))
+    for name, of_seeds in found.items():
+        losses = over_seeds([curve.final for curve in of_seeds])
+        pairs = zip(of_seeds, found["apart"], strict=True)
+        shares = [own.steps_to(single.final) / single.steps[-1] for own, single in pairs]
         told = ", ".join(f"{share:.2f}" for share in shares)
         print(f"text  {name:9} final validation loss {losses}; share of the updates to reach it: {told}")
     runs = {name: [folder / f"text-{name}-{100 * seed}" for seed in range(seeds)] for name in ways}
@@ -70,6 +81,16 @@ def text(folder: Path, seeds: int, further: Sequence[str] = (), ways: Sequence[s
     print(f"text  ensemble of two, final validation loss {over_seeds(ensembles)}")
     for name, directories in runs.items():
         print_churn(f"text  {name}", directories)
+    draw_losses(plot, title, found)
+
+
+def draw_losses(plot: str, title: str, found: Mapping[str, Sequence[Curve]]) -> None:
+    """Draw the loss of each way against updates; the first validation, of hardly any, is left out."""
+    lines: dict[str, Line] = {}
+    for name, of_seeds in found.items():
+        by_step = zip(of_seeds[0].steps, zip(*(curve.losses for curve in of_seeds), strict=True), strict=True)
+        lines[name] = {step: over_seeds(losses) for step, losses in list(by_step)[1:]}
+    curves(plot, title, Axis("updates"), Axis("validation loss", log=True), lines)
 
 
 def transfer(folder: Path, seeds: int) -> None:
@@ -83,6 +104,44 @@ def transfer(folder: Path, seeds: int) -> None:
             found += [evaluate(run_dir)["runs"][0]["replicas"][0]["val"]]
         losses, right = ([each[name] for each in found] for name in ("loss", "accuracy"))
         print(f"transfer weight {weight}: loss {over_seeds(losses)}, accuracy {over_seeds(right)}")
+
+
+def noisy(folder: Path, seeds: int) -> None:
+    """Print what replicas come to where labels do not say everything: four of ten are drawn at random."""
+    common = (
+        "task=experiments/noisy_digits.py:NoisyDigits",
+        "model={name: mlp, hidden: [256]}",
+        "optimizer={name: sgd, lr: 0.02, momentum: 0.9}",
+        "schedule={decay: constant}",
+        "train={steps: 3000, batch_size: 32}",
+        # So that replicas keep about the same pace.
+        "faults.step_s=0.006",
+        "validation.every_steps=200",
+        "checkpoint.every_steps=3000",
+        "logging={every_steps: 50, tensorboard: false}",
+    )
+    taught = "burn_in: 100, interval: 50"
+    ways = {
+        "all of it, apart": "codistill=null",
+        "all of it, taught": f"codistill={{{taught}, data: same}}",
+        "half each, apart": f"codistill={{{taught}, weight: 0}}",
+        "half each, taught": f"codistill={{{taught}}}",
+    }
+    found: dict[str, list[Curve]] = {}
+    for name, how in ways.items():
+        right, together = [], []
+        for seed in range(seeds):
+            run_dir = folder / f"noisy-{name.replace(', ', '-').replace(' ', '-')}-{100 * seed}"
+            train(ROOT / "configs/digits-codistill.yaml", run_dir, f"seed={100 * seed}", how, *common)
+            found.setdefault(name, []).append(validations(run_dir / "replica_0"))
+            right.append(lines_of(run_dir / "replica_0", "val")[-1]["accuracy"])
+            together.append(evaluate(run_dir)["runs"][0]["ensemble"]["val"]["loss"])
+        print(
+            f"noisy {name:18} loss {over_seeds([curve.final for curve in found[name]])}, "
+            f"lowest on the way {over_seeds([min(curve.losses) for curve in found[name]])}, "
+            f"accuracy {over_seeds(right)}, loss of the ensemble {over_seeds(together)}"
+        )
+    draw_losses("codistillation_noisy", "Digits, four of ten labels drawn at random", found)
 
 
 def churn(folder: Path, seeds: int) -> None:
@@ -107,9 +166,9 @@ def churn(folder: Path, seeds: int) -> None:
 
 
 def intervals(folder: Path, seeds: int) -> None:
-    """Print what snapshots every 10 to 250 updates come to on text, beside one replica alone."""
+    """Print and plot what snapshots every 1 to 250 updates come to on text."""
     losses: dict[float, MeanAndSpread] = {}
-    for interval in (10, 50, 250):
+    for interval in (1, 10, 50, 250):
         found = []
         for seed in range(seeds):
             # Those of every 50 updates are the runs of the experiment text.
@@ -120,6 +179,13 @@ def intervals(folder: Path, seeds: int) -> None:
             found.append(validations(run_dir / "replica_0").final)
         losses[interval] = over_seeds(found)
         print(f"text  a snapshot every {interval:3} updates: final validation loss {losses[interval]}")
+    curves(
+        "codistillation_intervals",
+        "Loss after 600 updates against the interval of snapshots",
+        Axis("updates between snapshots", log=True),
+        Axis("validation loss"),
+        {"codistilled": losses},
+    )
 
 
 def overshoot(folder: Path, seeds: int) -> None:
@@ -213,6 +279,7 @@ EXPERIMENTS = {
     "scarce": scarce,
     "long": long,
     "transfer": transfer,
+    "noisy": noisy,
     "churn": churn,
     "intervals": intervals,
     "overshoot": overshoot,

@@ -15,7 +15,8 @@ from experiments.runs import MeanAndSpread, Run, command, lines_of, markdown, ov
 
 SAMPLES = 32
 BATCHES = (32, 64, 128, 256, 512, 1024)
-LARGE = 256
+# The last before the elbow, and the first beyond it.
+LARGE = (256, 512)
 EPOCHS = 30
 COMMON = (
     "parallel={workers: 1, device: cpu}",
@@ -37,9 +38,11 @@ RECIPE = "gradual warmup"
 
 
 def make(folder: Path, seeds: range) -> None:
-    """Train every batch by the recipe, and the large one in the other ways; print and plot the errors."""
+    """Train every batch by the recipe, and the large ones in the other ways; print and plot the errors."""
     recipe = {batch: [_run(folder, RECIPE, batch, seed) for seed in seeds] for batch in BATCHES}
-    ways = {way: [_run(folder, way, LARGE, seed) for seed in seeds] for way in WAYS}
+    ways = {
+        (way, batch): [_run(folder, way, batch, seed) for seed in seeds] for way in WAYS for batch in LARGE
+    }
     train_all([run for runs in (*recipe.values(), *ways.values()) for run in runs], side_by_side=True)
     errors: dict[float, MeanAndSpread | float] = {batch: _errors(runs) for batch, runs in recipe.items()}
     rows = [
@@ -53,12 +56,13 @@ def make(folder: Path, seeds: range) -> None:
         for batch, runs in recipe.items()
     ]
     print(markdown(["batch", "rate", "updates", "validation error, %", "loss"], rows))
-    at_large = {way: _errors(runs) for way, runs in ways.items()}
-    print()
-    print(
-        markdown([f"batch {LARGE}", "error, %", "loss"], [(w, at_large[w], _losses(ways[w])) for w in WAYS])
-    )
-    others: dict[str, Line] = {way: {LARGE: found} for way, found in at_large.items() if way != RECIPE}
+    for batch in LARGE:
+        print()
+        found = [(way, _errors(ways[way, batch]), _losses(ways[way, batch])) for way in WAYS]
+        print(markdown([f"batch {batch}", "error, %", "loss"], found))
+    others: dict[str, Line] = {
+        way: {batch: _errors(ways[way, batch]) for batch in LARGE} for way in WAYS if way != RECIPE
+    }
     curves(
         "large_batch",
         "Error against the batch: flat, then an elbow",

@@ -15,7 +15,7 @@ from experiments.runs import MeanAndSpread, Run, command, markdown, over_seeds, 
 WORKERS = 2
 SAMPLES = 16
 STEPS = 300
-LENGTHS = (10, 50)
+LENGTHS = (5, 10, 50)
 COMMON = (
     "task_options={context: 64, validation_share: 0.005}",
     "model={name: gpt, layers: 2, heads: 4, width: 64}",
@@ -24,7 +24,12 @@ COMMON = (
     "checkpoint.every_steps=100000",
     "logging={every_steps: 50, tensorboard: false}",
 )
-OUTER = {"averaging": "{kind: average}", "Nesterov 0.7, 0.9": "{kind: nesterov, lr: 0.7, momentum: 0.9}"}
+OUTER = {
+    "averaging": "{kind: average}",
+    "Nesterov 0.7, 0.9": "{kind: nesterov, lr: 0.7, momentum: 0.9}",
+    # Remembers two rounds, and not ten.
+    "Nesterov 0.7, 0.5": "{kind: nesterov, lr: 0.7, momentum: 0.5}",
+}
 
 
 def make(folder: Path, seeds: range) -> None:
@@ -59,7 +64,7 @@ def make(folder: Path, seeds: range) -> None:
 
 def _local(folder: Path, outer: str, kind: str, length: int, seed: int) -> Run:
     how = f"workers: {WORKERS}, mode: bounded, max_staleness: 0, local_steps: {length}, outer: {kind}"
-    name = f"{outer.split()[0].lower()}-{length}"
+    name = f"{outer.lower().replace(', ', '-').replace(' ', '-')}-{length}"
     return _run(folder, name, how, SAMPLES * WORKERS, seed)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.plots import Axis, Line, curves
 from experiments.runs import Run, command, evaluate, markdown, over_seeds, train_all
 
 CYCLES = 3
@@ -31,20 +32,25 @@ WAYS = {
 
 
 def make(folder: Path, seeds: range) -> None:
-    """Train both ways; print the losses of each snapshot, and of the ensemble."""
+    """Train both ways; print and plot the losses of each snapshot, and of the ensemble."""
     runs = {way: [_run(folder, way, seed) for seed in seeds] for way in WAYS}
     train_all([run for each in runs.values() for run in each], side_by_side=True)
     steps = [STEPS // CYCLES * (number + 1) for number in range(CYCLES)]
     rows = []
+    lines: dict[str, Line] = {}
     for way, each in runs.items():
         found = [evaluate(run.run_dir, checkpoints=steps)["runs"][0] for run in each]
         snapshots = [over_seeds([one["replicas"][k]["val"]["loss"] for one in found]) for k in range(CYCLES)]
-        rows.append((way, *snapshots, over_seeds([one["ensemble"]["val"]["loss"] for one in found])))
+        together = over_seeds([one["ensemble"]["val"]["loss"] for one in found])
+        rows.append((way, *snapshots, together))
+        lines |= {way: dict(zip(steps, snapshots, strict=True)), f"{way}, ensemble": {STEPS: together}}
     head = ["validation loss", *(f"after {step}" for step in steps), "ensemble of the three"]
     print(markdown(head, rows))
     last_two = [(way, over_seeds([_last_two(run, steps) for run in each])) for way, each in runs.items()]
     print()
     print(markdown(["", "ensemble of the last two"], last_two))
+    title = "Loss of each snapshot, and of the three as an ensemble"
+    curves("snapshots", title, Axis("updates"), Axis("validation loss"), lines)
 
 
 def _last_two(run: Run, steps: list[int]) -> float:

@@ -67,7 +67,7 @@ def drawn(tmp_path, monkeypatch):
         ("backup_workers", ["backup_workers", "backup_workers_speed"]),
         ("bounded", ["bounded", "bounded_loss"]),
         ("local_steps", ["local_steps"]),
-        ("snapshots", []),
+        ("snapshots", ["snapshots"]),
         ("time_to_quality", []),
     ],
 )
@@ -80,10 +80,35 @@ def test_an_experiment_prints_tables_and_draws_its_plots(name, images, drawn, tm
 
 
 @pytest.mark.parametrize(
-    "name", ["text", "scarce", "transfer", "churn", "intervals", "overshoot", "weight_decay"]
+    ("name", "image"),
+    [
+        ("text", "codistillation"),
+        ("scarce", "codistillation_scarce"),
+        ("long", "codistillation_long"),
+        ("transfer", None),
+        ("noisy", "codistillation_noisy"),
+        ("churn", None),
+        ("intervals", "codistillation_intervals"),
+        ("overshoot", None),
+        ("weight_decay", None),
+    ],
 )
-def test_the_experiments_on_codistillation_print_a_line_for_each_setting(name, drawn, tmp_path, capsys):
+def test_the_experiments_on_codistillation_print_a_line_for_each_setting(
+    name, image, drawn, tmp_path, capsys
+):
     from experiments import codistillation
 
     codistillation.EXPERIMENTS[name](tmp_path / "runs", 4)
     assert len(capsys.readouterr().out.splitlines()) >= 2
+    assert [file.stem for file in drawn.glob("*.png")] == ([] if image is None else [image])
+
+
+def test_a_label_of_the_noisy_digits_is_wrong_as_often_as_said_and_always_the_same_one():
+    """Of those drawn anew one in ten comes out right."""
+    from dist_train.tasks.digits import Digits
+    from experiments.noisy_digits import WRONG, NoisyDigits
+
+    (_, clean), (_, noisy) = Digits().train_data().columns, NoisyDigits().train_data().columns
+    assert (clean != noisy).double().mean().item() == pytest.approx(0.9 * WRONG, abs=0.03)
+    assert noisy.equal(NoisyDigits().train_data().columns[1])
+    assert NoisyDigits().validation_data().columns[1].equal(Digits().validation_data().columns[1])
