@@ -329,24 +329,26 @@ class Coordinator:
             self._spawn(self._finish())
 
     async def _finish(self) -> None:
-        """Save the last state; when training is over, deliver the weights first."""
+        """Save the last state; when training and its last validation are over, deliver the weights first."""
         run = self._run
         await self._pump.rest()
         if not self._is_over:
             # The last updates were lost with a shard: there is more to do.
             self._ending = False
             return
-        status: Literal["interrupted", "done"] = "done" if run.referee.finished else "interrupted"
-        if status == "interrupted":
+        if not run.referee.finished:
+            # The last update of all is kept with it.
             await self._pump.keep_now()
         await run.saved()
+        is_done = run.referee.finished and not run.referee.owes_validation
+        status: Literal["interrupted", "done"] = "done" if is_done else "interrupted"
         newest = run.holdings.newest()
         assert newest is not None
         area, kept = newest
         run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars, inner=kept.inner))
         await asyncio.to_thread(run.finish, area, status)
         run.close()
-        self._end(DONE if status == "done" else INTERRUPTED, None)
+        self._end(DONE if is_done else INTERRUPTED, None)
 
     def _want(self, want: Want) -> None:
         self._wants.append(want)
