@@ -235,7 +235,7 @@ class Coordinator:
                 case Answer():
                     # First: whatever becomes of the records, its member goes on.
                     self._answers.give((action.member, action.incarnation, action.sequence), action.reply)
-                    self._run.records.answered(action)
+                    self._run.answered(action)
                 case Returned():
                     self._sound[action.member, action.incarnation] += action.outcome == "dropped"
                     judged = action.outcome in ("dropped", "refused")

@@ -75,9 +75,9 @@ class PlainRun:
 
     @property
     def records(self) -> Any:
-        return SimpleNamespace(answered=self._answered, returned=lambda lease, push: None)
+        return SimpleNamespace(returned=lambda lease, push: None)
 
-    def _answered(self, answer: Answer) -> None:
+    def answered(self, answer: Answer) -> None:
         if self.records_fail:
             raise ValueError("write to closed file")
 
