@@ -177,6 +177,7 @@ class Coordinator:
     def _judge(self, push: Push) -> None:
         self._latest[push.member] = push
         self._run.pushed(push)
+        self._pump.take_back(push.member)
         self._do(self._run.referee.push(push))
 
     def _take_statistics(self, push: Push) -> None:
@@ -265,6 +266,7 @@ class Coordinator:
         self._lost[member] = incarnation
         self._run.event({**event, "member": member, "incarnation": incarnation})
         if self._run.referee_or_none is not None and self._ended is None:
+            self._pump.take_back(member)
             self._do(self._run.referee.leave(member, incarnation))
         self._answers.forget(member, incarnation)
         return self._sound[member, incarnation]

@@ -110,6 +110,7 @@ PLAIN_PUMP = SimpleNamespace(
     close_entry=lambda: None,
     take=lambda take: None,
     stop_waiting=lambda: None,
+    take_back=lambda member: None,
     rest=at_once,
     keep_now=at_once,
 )
@@ -226,6 +227,20 @@ def test_a_very_late_repeat_of_a_gradient_is_not_judged() -> None:
     world = play(story)
     assert world.referee.heard == [("push", 1), ("push", 2)]
     assert world.run.pushed_to_records == [1, 2]
+
+
+def test_what_a_member_was_lent_is_taken_back_when_it_is_heard_of_or_lost() -> None:
+    back: list[int] = []
+
+    async def story(world: World) -> None:
+        pump = SimpleNamespace(**{**vars(PLAIN_PUMP), "take_back": back.append})
+        world.coordinator._pump = cast(Any, pump)
+        await world.coordinator.push(push(1, member=1))
+        assert back == [1]
+        world.coordinator.lost(0, 0, {"event": "failure"})
+        assert back == [1, 0]
+
+    play(story)
 
 
 def test_an_event_is_written_once_however_often_it_is_told() -> None:
