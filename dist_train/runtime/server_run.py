@@ -69,9 +69,9 @@ class ServerRun:
         clean(order.run_dir / CHECKPOINTS)
         self._origin = find_origin(order.run_dir, order.resume)
         self.holdings = Holdings(self.config, order.workers, self._origin.path, order.replica)
-        # On a GPU members have copies there.
-        self.hazards = self.members if parallel.reads_in_place and order.device == "CPU" else 0
-        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1, hazards=self.hazards)
+        # On a GPU and on other nodes members have copies there.
+        self.hazards = order.near if parallel.reads_in_place and order.device == "CPU" else ()
+        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1, hazards=len(self.hazards))
         self.parts = tuple(each.part for each in blueprints)
         return blueprints
 

@@ -115,7 +115,7 @@ class PlainReferee:
 
 class PlainRun:
     parts = (range(16),)
-    hazards = 0
+    hazards = ()
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(parallel=SimpleNamespace(server=SimpleNamespace(shards=1, direct=True)))

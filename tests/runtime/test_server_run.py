@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -115,6 +115,20 @@ def play(run_dir: Path, story: Story, **settings: Any) -> World:
             return world
 
     return asyncio.run(whole())
+
+
+@pytest.mark.parametrize(
+    ("changes", "hazards"),
+    [({}, (1,)), ({"near": (0, 1)}, (0, 1)), ({"near": ()}, ()), ({"device": "GPU"}, ())],
+)
+def test_shards_have_room_for_the_members_that_compute_on_their_memory(
+    tmp_path: Path, changes: dict[str, Any], hazards: tuple[int, ...]
+) -> None:
+    order = Order(config_of(ASYNC), tmp_path, "auto", 0, 2, "launcher", "CPU", near=(1,))
+    run = ServerRun(replace(order, **changes))
+    (blueprint,) = run.prepare()
+    assert run.hazards == hazards
+    assert blueprint.hazards == len(hazards)
 
 
 class TestTheFirstGreeting:
