@@ -108,8 +108,8 @@ class Parallel(Section):
     workers: PositiveInt | Literal["auto"] = "auto"
     # Parameter-server modes: workers that all-reduce among themselves and act as one.
     group_size: PositiveInt = 1
-    # Mode backup: groups, b, whose gradients each update does without. "auto": chosen from the arrival
-    # times of the first updates.
+    # Mode backup: groups, b, whose gradients each update does without. "auto": chosen from how long
+    # those of the first updates take.
     backups: NonNegativeInt | Literal["auto"] = 0
     # Mode bounded: how many gradients, s, the fastest group may be ahead of the slowest; 0: nobody is.
     max_staleness: NonNegativeInt | None = None

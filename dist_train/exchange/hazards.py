@@ -65,4 +65,4 @@ class Protector:
     def check(self) -> None:
         """Raise Displaced when what is computed on may have been overwritten, as the hazard was."""
         if self._written is not None and self._memory.hazards[self._number] != self._written:
-            raise Displaced(f"another process has taken the place of member {self._number}")
+            raise Displaced("another process has taken this one's place")

@@ -1,23 +1,34 @@
-"""How many backup workers pay: the choice of b from the times at which gradients arrived.
+"""How many backup workers pay: the choice of b from the seconds that each worker's gradients took.
 
-Chen et al. 2016: of W machines, N = W - b decide when an update is complete, so that its time is that of the
-N-th arrival. Abadi et al. 2016, section 6.3, compare the samples per second: t(0)/t(b) * N/W.
+Chen et al. 2016: of W machines, the first N = W - b decide when an update is complete. A late worker first
+finishes what it has begun, so it is late for the next update as well: the N-th of W times drawn afresh would
+promise too much. Abadi et al. 2016, section 6.3, compare the samples per second: t(0)/t(b) * N/W.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Self
+
+from dist_train.rules.sampling import permutation
+
+# A gain below this one is taken for noise, and the smaller b with it: as good within what twenty measured
+# rounds can tell apart, and nothing is dropped for it.
+NOISE = 0.02
+# How often the measured rounds are gone through, each time in another order. The first time, in which workers
+# are not late yet, does not count.
+PASSES = 5
 
 
 @dataclass(frozen=True)
 class Candidate:
     """What ``backups`` would cost and bring.
 
-    ``step_s``: expected seconds from the release of a version to its N-th gradient. ``speedup``: samples per
-    second, relative to no backups; 0 where updates would not complete.
+    ``step_s``: expected seconds from one version to the next. ``speedup``: samples per second, relative to no
+    backups.
     """
 
     backups: int
@@ -47,63 +58,73 @@ class Choice:
         return cls(record["chosen"], table, record["why"])
 
 
-def choose(arrivals: Sequence[Sequence[float]], most: int | None = None) -> Choice:
-    """Choose b from measured arrivals: the best of 0 to ``most`` (default: all but one), ties to the smaller.
+def choose(rounds: Sequence[Sequence[float]], between_s: float = 0.0, most: int | None = None) -> Choice:
+    """Choose b, the smallest of those from 0 to ``most`` (default: all but one) that are best within NOISE.
 
-    ``arrivals`` has one row for each version: the seconds from its release to the gradient of each of the W
-    workers, in any order, with infinity for one that never came. Leave out rows in which somebody was not
-    there. Raises ValueError for no rows, rows of different lengths, and times that are negative or NaN.
+    ``rounds`` has one row for each measured update: the seconds that the gradient of each of the W workers
+    took, always in the same order of workers. ``between_s`` pass from an update's last gradient to the moment
+    when workers can go on. Raises ValueError for no rows, rows of different lengths, and seconds that are not
+    above 0.
     """
-    workers = _checked(arrivals)
-    ordered = [sorted(row) for row in arrivals]
+    workers = _checked(rounds)
+    coming = list(_shuffled(rounds))
     tried = range(min(workers - 1, workers if most is None else most) + 1)
-    steps = [math.fsum(row[workers - 1 - b] for row in ordered) / len(ordered) for b in tried]
-    table = tuple(
-        Candidate(b, step_s, _speedup(steps[0], step_s, (workers - b) / workers))
-        for b, step_s in enumerate(steps)
-    )
-    rates = [_rate(workers - b, step_s) for b, step_s in enumerate(steps)]
-    best = rates.index(max(rates))
+    steps = [_step_s(coming, len(rounds), workers - b, between_s) for b in tried]
+    speedups = [steps[0] / step_s * (workers - b) / workers for b, step_s in enumerate(steps)]
+    table = tuple(map(Candidate, tried, steps, speedups))
+    best = next(b for b, speedup in enumerate(speedups) if speedup * (1 + NOISE) >= max(speedups))
     return Choice(best, table, _why(table, best, workers))
 
 
-def _checked(arrivals: Sequence[Sequence[float]]) -> int:
-    lengths = {len(row) for row in arrivals}
+def completions(rounds: Iterable[Sequence[float]], quorum: int, between_s: float = 0.0) -> Iterator[float]:
+    """Yield when each update is there, the first begun at 0: it takes the first ``quorum`` gradients.
+
+    A gradient begun for an update takes the seconds of that update's row. A worker whose gradient comes when
+    the update is complete begins anew at once, for the update that is then in the making.
+    """
+    now = 0.0
+    # By worker: when it has finished what it had begun before.
+    free: list[float] = []
+    for row in rounds:
+        free = free or [now] * len(row)
+        done = [(at if at > now else now) + seconds for at, seconds in zip(free, row, strict=True)]
+        complete = sorted(done)[quorum - 1]
+        free = [at if at >= complete else own for at, own in zip(free, done, strict=True)]
+        now = complete + between_s
+        yield now
+
+
+def _checked(rounds: Sequence[Sequence[float]]) -> int:
+    lengths = {len(row) for row in rounds}
     if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(f"rows of arrivals must be of one length, at least 1, found {sorted(lengths)}")
-    if not all(time >= 0 for row in arrivals for time in row):
-        raise ValueError("arrivals are seconds of at least 0, or infinity")
+        raise ValueError(f"rounds must be of one length, at least 1, found {sorted(lengths)}")
+    if not all(0 < seconds < math.inf for row in rounds for seconds in row):
+        raise ValueError("gradients take seconds above 0")
     return lengths.pop()
 
 
-def _rate(gradients: int, step_s: float) -> float:
-    return gradients / step_s if step_s else math.inf
+def _shuffled(rounds: Sequence[Sequence[float]]) -> Iterator[Sequence[float]]:
+    """Go through the rounds again and again: who is late at the same time as whom stays as measured."""
+    for number in range(PASSES):
+        yield from (rounds[index] for index in permutation(0, number, len(rounds)))
 
 
-def _speedup(without: float, step_s: float, share: float) -> float:
-    if math.isinf(step_s):
-        return 0.0
-    if without == step_s:
-        return share
-    return without / step_s * share if step_s else math.inf
+def _step_s(coming: Sequence[Sequence[float]], measured: int, quorum: int, between_s: float) -> float:
+    ends = list(islice(completions(coming, quorum, between_s), measured - 1, None))
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
 def _why(table: Sequence[Candidate], best: int, workers: int) -> str:
-    chosen = table[best]
     if workers == 1:
         return "b = 0: there is one worker, and nobody to back it up"
-    if best:
-        late = "the slowest" if best == 1 else f"the slowest {best}"
-        if math.isinf(table[0].step_s):
-            return f"b = {best}: {late} of {workers} did not always arrive"
-        behind = table[0].step_s - chosen.step_s
-        verb = "arrives" if best == 1 else "arrive"
-        more = f"makes {chosen.speedup - 1:.0%} more samples per second than b = 0"
-        return f"b = {best} {more}: {late} of {workers} {verb} {behind:.2g} s after the others"
     if len(table) == 1:
         return "b = 0: no backups are allowed"
+    if best:
+        more = f"should make {table[best].speedup - 1:.0%} more samples per second than b = 0"
+        instead = f"an update takes {table[best].step_s:.2g} s instead of {table[0].step_s:.2g} s"
+        return f"b = {best} {more}: {instead}"
     other = max(table[1:], key=lambda candidate: candidate.speedup)
-    return (
-        f"b = 0: waiting for all {workers} pays; b = {other.backups} would make "
-        f"{1 - other.speedup:.0%} fewer samples per second"
-    )
+    gain = other.speedup - 1
+    compared = f"{-gain:.0%} fewer" if gain < 0 else f"only {gain:.0%} more"
+    pays = f"b = 0: waiting for all {workers} pays"
+    return f"{pays}; b = {other.backups} should make {compared} samples per second"

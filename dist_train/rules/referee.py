@@ -180,7 +180,8 @@ class Referee:
         self.admission.catch_up(member, self._able)
         actions: list[Action] = []
         job = self.validation
-        if job is not None and job.job == measured.job:
+        # What was broken off is made up for as a whole.
+        if job is not None and job.job == measured.job and not self.stopped:
             job.measured(member, measured.part, measured.sums, measured.samples)
             if job.done:
                 actions.append(Validated(job.step, job.means()))
@@ -195,7 +196,7 @@ class Referee:
         return self._awaited is not None or self.validation is not None
 
     def stop(self) -> list[Action]:
-        """Let nobody begin anything new: training is to be interrupted here."""
+        """Let nobody begin anything new: training is to be interrupted here, and a validation with it."""
         self.stopped = True
         self._abandon()
         return self._go_on()

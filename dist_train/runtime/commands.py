@@ -51,6 +51,13 @@ class Lend:
 
 
 @dataclass(frozen=True)
+class TakeBack:
+    """Keep no copy for a member any longer."""
+
+    member: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Copy the whole state to area ``area`` of the coordinator's memory."""
 
@@ -67,7 +74,7 @@ class Load:
     scalars: dict[str, float]
 
 
-Command = Attach | TakeGradient | Apply | Hold | Lend | Snapshot | Load
+Command = Attach | TakeGradient | Apply | Hold | Lend | TakeBack | Snapshot | Load
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,7 @@ class Coordinator:
     def _judge(self, push: Push) -> None:
         self._latest[push.member] = push
         self._run.pushed(push)
+        self._pump.take_back(push.member)
         self._do(self._run.referee.push(push))
 
     def _take_statistics(self, push: Push) -> None:
@@ -235,7 +236,7 @@ class Coordinator:
                 case Answer():
                     # First: whatever becomes of the records, its member goes on.
                     self._answers.give((action.member, action.incarnation, action.sequence), action.reply)
-                    self._run.records.answered(action)
+                    self._run.answered(action)
                 case Returned():
                     self._sound[action.member, action.incarnation] += action.outcome == "dropped"
                     judged = action.outcome in ("dropped", "refused")
@@ -265,6 +266,7 @@ class Coordinator:
         self._lost[member] = incarnation
         self._run.event({**event, "member": member, "incarnation": incarnation})
         if self._run.referee_or_none is not None and self._ended is None:
+            self._pump.take_back(member)
             self._do(self._run.referee.leave(member, incarnation))
         self._answers.forget(member, incarnation)
         return self._sound[member, incarnation]
@@ -329,24 +331,26 @@ class Coordinator:
             self._spawn(self._finish())
 
     async def _finish(self) -> None:
-        """Save the last state; when training is over, deliver the weights first."""
+        """Save the last state; when training and its last validation are over, deliver the weights first."""
         run = self._run
         await self._pump.rest()
         if not self._is_over:
             # The last updates were lost with a shard: there is more to do.
             self._ending = False
             return
-        status: Literal["interrupted", "done"] = "done" if run.referee.finished else "interrupted"
-        if status == "interrupted":
+        if not run.referee.finished:
+            # The last update of all is kept with it.
             await self._pump.keep_now()
         await run.saved()
+        is_done = run.referee.finished and not run.referee.owes_validation
+        status: Literal["interrupted", "done"] = "done" if is_done else "interrupted"
         newest = run.holdings.newest()
         assert newest is not None
         area, kept = newest
         run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars, inner=kept.inner))
         await asyncio.to_thread(run.finish, area, status)
         run.close()
-        self._end(DONE if status == "done" else INTERRUPTED, None)
+        self._end(DONE if is_done else INTERRUPTED, None)
 
     def _want(self, want: Want) -> None:
         self._wants.append(want)

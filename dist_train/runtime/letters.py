@@ -30,6 +30,8 @@ class Order:
     device: str
     # Which of several models.
     replica: int = 0
+    # The members whose bundle lies on the server's node.
+    near: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Hello:
 class Sources:
     """Where the parameters are to be read: by shard, its part, its memory, and the actor that serves it.
 
-    ``edition`` rises when one of them is replaced; ``hazards`` is for how many members there are some.
+    ``edition`` rises when one of them is replaced; ``hazards`` are the members that have one, in their order.
     """
 
     edition: int
@@ -94,7 +96,7 @@ class Sources:
     memory: tuple[Address, ...]
     actors: tuple[Any, ...]
     held: Address
-    hazards: int = 0
+    hazards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

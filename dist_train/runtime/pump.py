@@ -13,7 +13,18 @@ from dataclasses import dataclass, field, replace
 
 from dist_train.rules.decisions import Action, Milestone, Step, Take
 from dist_train.rules.messages import Push, Version
-from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Lend, Load, Snapshot, TakeGradient
+from dist_train.runtime.commands import (
+    Apply,
+    Attach,
+    Command,
+    Done,
+    Hold,
+    Lend,
+    Load,
+    Snapshot,
+    TakeBack,
+    TakeGradient,
+)
 from dist_train.runtime.fleet import Fleet, ShardLost
 from dist_train.runtime.holdings import Kept
 from dist_train.runtime.letters import Copy, Sources, Want
@@ -64,6 +75,8 @@ class Pump:
         self._arrived = asyncio.Event()
         self._newcomers: list[Copy] = []
         self._known: set[int] = set()
+        # The members for which shards keep a version.
+        self._borrowers: set[int] = set()
         # Counted here: an era that only some shards have begun is never used again.
         self._era = 0
         self._begun = False
@@ -139,10 +152,17 @@ class Pump:
 
     async def lend(self, member: int) -> Version | None:
         """Have all shards keep one version for a member far away; None when it must ask again."""
+        self._borrowers.add(member)
         entry = Entry([Lend(member)])
         self._put(entry)
         await entry.over.wait()
         return entry.published
+
+    def take_back(self, member: int) -> None:
+        """Queue the end of what a member was lent, if it was: it has fetched it, or is gone."""
+        if member in self._borrowers:
+            self._borrowers.remove(member)
+            self._entry.commands.append(TakeBack(member))
 
     async def keep_now(self) -> None:
         """Keep the state as it is; returns when there is a state that is kept."""
@@ -295,6 +315,8 @@ class Pump:
 
     def _give_up_queue(self) -> None:
         """Forget what was decided on the lost timeline, until this very moment; members still come."""
+        # Shards that have gone back lend nothing.
+        self._borrowers.clear()
         queued = [*self._queue]
         self._queue.clear()
         for entry in queued:

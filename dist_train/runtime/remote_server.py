@@ -209,15 +209,16 @@ class RemoteServer:
 
     def _open(self, sources: Sources) -> None:
         if sources.node == self._node:
-            segments, hazards = [Segment.open(address) for address in sources.memory], sources.hazards
+            segments, hazards = [Segment.open(address) for address in sources.memory], len(sources.hazards)
             self._readers = [
                 PublishedReader(segment, len(part), slot_count(hazards), hazards)
                 for segment, part in zip(segments, sources.parts, strict=True)
             ]
             size = sources.parts[-1].stop
-            if hazards:
+            # A member whose bundle has come here from another node has none, and copies.
+            if self._member in sources.hazards:
                 (segment,) = segments
-                self._protector = Protector(segment, size, hazards, self._member)
+                self._protector = Protector(segment, size, hazards, sources.hazards.index(self._member))
             self._held = held(Segment.open(sources.held), size, self.memory.statistics.numel())
         self._sources = sources
 

@@ -17,7 +17,7 @@ from dist_train.rules.recovery import Attempt, Failure, Stop, after_failure
 from dist_train.rules.resources import Bundle, Resources
 from dist_train.runtime import ray_cluster
 from dist_train.runtime.conductor import Conductor
-from dist_train.runtime.crew import Crew
+from dist_train.runtime.crew import FIRST_MEMBER_BUNDLE, SERVER_BUNDLE, Crew
 from dist_train.runtime.interruption import Interruptible, sigterm_as_ctrl_c, stop_signals_to, the_first
 from dist_train.runtime.launcher import available_cpus
 from dist_train.runtime.letters import Order
@@ -80,6 +80,7 @@ def _attempts(
             started_by="launcher" if config.parallel.cluster.address is None else "ray",
             device="GPU" if gpus else "CPU",
             replica=(find_replica() or (0,))[0],
+            near=_near(where[1]),
         )
         attempt = Interruptible[int | Failure]()
         ended = attempt.run(_attempt(order, where, gpus, say, attempt))
@@ -152,6 +153,12 @@ def _bundles(config: Config, gpus: int) -> list[Bundle]:
     # The coordinator, and each shard's computing thread.
     server = Bundle("the server", {"CPU": 1 + parallel.server.shards * parallel.server.copies})
     return [server, *[group] * (int(parallel.workers) // size)]
+
+
+def _near(reservation: Reservation) -> tuple[int, ...]:
+    """Return the members on the server's node."""
+    own, members = reservation.nodes[SERVER_BUNDLE], reservation.nodes[FIRST_MEMBER_BUNDLE:]
+    return tuple(member for member, node in enumerate(members) if node == own)
 
 
 def _environment(order: Order, reservation: Reservation) -> dict[str, str]:

@@ -17,9 +17,9 @@ from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.server import Welcome
 from dist_train.layout import CHECKPOINTS, CONFIG, WEIGHTS, is_anothers
 from dist_train.plan import Plan, group_count, groups, make_plan, samples_per_update
-from dist_train.rules.arrivals import UNDECIDED, Arrivals
 from dist_train.rules.backups import Choice
-from dist_train.rules.decisions import Action, Milestone, Step, Validated
+from dist_train.rules.decisions import Action, Answer, Milestone, Step, Validated
+from dist_train.rules.durations import UNDECIDED, Durations
 from dist_train.rules.ledger import Ledger, ledger_at
 from dist_train.rules.messages import Push
 from dist_train.rules.referee import Referee, Start
@@ -53,7 +53,7 @@ class ServerRun:
         self._opening: asyncio.Future[None] | None = None
         # The number of backups, where it is left to be chosen, and before that what it is chosen by.
         self._choice: Choice | None = None
-        self._arrivals = Arrivals(self.members) if self.config.parallel.backups == "auto" else None
+        self._durations = Durations(self.members) if self.config.parallel.backups == "auto" else None
         # An executor of its own: nothing else waits while a checkpoint is being written.
         self._savers = ThreadPoolExecutor(1, "saving")
         self._held_at, self._held_samples = time.monotonic(), 0
@@ -71,9 +71,9 @@ class ServerRun:
         self.holdings = Holdings(self.config, order.workers, self._origin.path, order.replica)
         if self._origin.path is not None and is_anothers(self._origin.path, order.replica):
             self.holdings.counted.seed = None
-        # On a GPU members have copies there.
-        self.hazards = self.members if parallel.reads_in_place and order.device == "CPU" else 0
-        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1, hazards=self.hazards)
+        # On a GPU and on other nodes members have copies there.
+        self.hazards = order.near if parallel.reads_in_place and order.device == "CPU" else ()
+        blueprints = self.holdings.blueprints(parallel.server.shards, threads=1, hazards=len(self.hazards))
         self.parts = tuple(each.part for each in blueprints)
         return blueprints
 
@@ -140,7 +140,7 @@ class ServerRun:
     def _earlier_choice(self) -> Choice | None:
         """Return the choice of backups that a checkpoint holds, if it is to be made and was among as many."""
         saved = self.holdings.server.counts.get("backups")
-        if self._arrivals is None or saved is None or saved["groups"] != self.members:
+        if self._durations is None or saved is None or saved["groups"] != self.members:
             return None
         return Choice.from_record({name: saved[name] for name in ("chosen", "why", "table")})
 
@@ -196,12 +196,12 @@ class ServerRun:
         return self.referee_or_none
 
     def reconsider_backups(self) -> list[Action]:
-        """Choose the number of backups once enough arrivals are measured, if it was left to be chosen."""
-        if self._arrivals is None or self._choice is not None:
+        """Choose the number of backups once enough gradients are measured, if it was left to be chosen."""
+        if self._durations is None or self._choice is not None:
             return []
         version = self.referee.published
-        self._arrivals.released(version, time.monotonic())
-        self._choice = choice = self._arrivals.choice()
+        self._durations.released(version, time.monotonic())
+        self._choice = choice = self._durations.choice()
         if choice is None:
             return []
         self.event({"event": "backups_chosen", "step": version.number, "note": choice.why, **choice.record()})
@@ -226,8 +226,14 @@ class ServerRun:
 
     def pushed(self, push: Push) -> None:
         self.records.pushed(push)
-        if self._arrivals is not None and self._choice is None:
-            self._arrivals.arrived(push.member, push.version, time.monotonic())
+        if self._durations is not None and self._choice is None:
+            self._durations.pushed(push, time.monotonic())
+
+    def answered(self, answer: Answer) -> None:
+        """Take note that a member goes on."""
+        if self._durations is not None and self._choice is None:
+            self._durations.answered(answer, time.monotonic())
+        self.records.answered(answer)
 
     def applied(self, step: Step, checksums: Sequence[int | None]) -> None:
         """Take note that the shards have published an update."""
@@ -341,7 +347,7 @@ class ServerRun:
             extras["ledger_since"] = ledger.since
         if self._choice is not None:
             extras["backups"] = self._choice.record()
-        elif self._arrivals is not None:
+        elif self._durations is not None:
             extras["backups"] = {"chosen": 0, "why": UNDECIDED, "table": []}
         resume = f"dist-train run {run_dir / CONFIG} --run-dir {run_dir}" if status == "interrupted" else None
         counted = self.holdings.counted

@@ -31,6 +31,7 @@ from dist_train.runtime.commands import (
     Lend,
     Load,
     Snapshot,
+    TakeBack,
     TakeGradient,
 )
 from dist_train.runtime.heart import Heart, leave_interrupts_to_the_conductor, redirect_output
@@ -71,7 +72,7 @@ class ShardProcess:
         self._heart = Heart(coordinator, "shard", serial, 0)
         self._last = Done(0, {})
         self._members: dict[tuple[int, int], MemberMemory] = {}
-        # By member, a version that stays until it asks for another.
+        # By member, a version that stays until it is taken back.
         self._lent: dict[int, tuple[Version, Tensor]] = {}
         self._built: asyncio.Future[None] | None = None
         self._listener: Listener | None = None
@@ -153,6 +154,8 @@ class ShardProcess:
                 newest = self._reader.newest()
                 assert newest is not None
                 self._lent[command.member] = newest, self._writer.current().clone()
+            case TakeBack():
+                self._lent.pop(command.member, None)
             case Snapshot():
                 self._shard.export(self._state(self._areas[command.area], {}))
             case Load():
@@ -175,6 +178,7 @@ class ShardProcess:
     def _load(self, command: Load) -> None:
         if command.era > self._writer.era:
             self._writer.begin_era(command.era)
+            self._lent.clear()
         self._shard.load(command.number, self._state(self._areas[command.area], command.scalars))
 
     def _state(self, area: Area, scalars: dict[str, float]) -> ShardState:

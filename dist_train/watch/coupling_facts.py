@@ -96,7 +96,7 @@ def _gradient_text(config: Config, plan: Plan) -> str:
 
 def _update_text(parallel: Parallel, quorum: int, groups: int) -> str:
     if parallel.mode == "backup" and parallel.backups == "auto":
-        return f"all {groups} groups, until the number of backups is chosen from their arrival times"
+        return f"all {groups} groups, until the number of backups is chosen from how long theirs take"
     if parallel.mode == "backup" and quorum < groups:
         late = "late ones are dropped, and their samples dealt again"
         return f"the first {quorum} of {groups} gradients (N = {quorum}, b = {groups - quorum}); {late}"

@@ -114,7 +114,7 @@ class TestOneAfterTheOther:
         publish(writer, 1)
         Protector(segment, SIZE, 2, 1).newest(Version(0, 1), 1.0)
         for verb in (reader.check, lambda: reader.protect(Version(0, 1))):
-            with pytest.raises(Displaced, match="another process has taken the place of member 1"):
+            with pytest.raises(Displaced, match="another process has taken this one's place"):
                 verb()
 
     def test_fewer_slots_than_are_needed_are_refused(self, segment: Segment) -> None:

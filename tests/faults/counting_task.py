@@ -22,7 +22,8 @@ class Counting(Task):
     batch has the sum of the batch's unit vectors as its gradient, in whole numbers.
 
     ``poison`` is a sample whose loss is not a number, ``always`` or only once; ``broken`` has every loss
-    raise. ``pace_s`` slows every gradient, until there is a file ``hurry`` in ``marks``.
+    raise, ``broken_validation`` those of validations. ``pace_s`` slows every gradient, and with ``stalls``
+    validations do not end, until there is a file ``hurry`` in ``marks``.
     """
 
     def __init__(
@@ -31,11 +32,14 @@ class Counting(Task):
         poison: int = -1,
         always: bool = False,
         broken: str = "",
+        broken_validation: str = "",
+        stalls: bool = False,
         marks: str = ".",
     ) -> None:
         self._pace_s = pace_s
         self._poison, self._always = poison, always
-        self._broken = broken
+        self._broken = {True: broken, False: broken_validation}
+        self._stalls = stalls
         self._mark = Path(marks) / "poisoned"
         self._hurry = Path(marks) / "hurry"
 
@@ -54,21 +58,23 @@ class Counting(Task):
         (inputs,) = batch
         predictions = model(inputs)
         loss = predictions.mean()
+        self._fail(self._broken[model.training])
         if model.training:
             if self._pace_s and not self._hurry.exists():
                 time.sleep(self._pace_s)
-            self._fail()
             if self._is_poisoned(inputs):
                 loss = loss * float("nan")
+        while self._stalls and not (model.training or self._hurry.exists()):
+            time.sleep(0.02)
         return loss, predictions
 
-    def _fail(self) -> None:
-        if self._broken == "configuration":
+    def _fail(self, error: str) -> None:
+        if error == "configuration":
             from dist_train.errors import ConfigError
 
             raise ConfigError("task_options.broken: it is")
-        if self._broken:
-            raise RuntimeError(self._broken)
+        if error:
+            raise RuntimeError(error)
 
     def _is_poisoned(self, inputs: Tensor) -> bool:
         if self._poison < 0 or not bool(inputs[:, self._poison].any()):

@@ -315,6 +315,25 @@ def test_train_works_where_a_loop_is_running_already_and_again_after_that(server
     assert answer.stdout.splitlines()[-1] == f"{3 * SAMPLES} done"
 
 
+def test_the_last_validation_is_made_up_for_when_it_was_interrupted(server: ServerProgram) -> None:
+    process = server.start("task_options.stalls=true", "train.epochs=1")
+    server.sees(lambda: len(server.named("update")) == SAMPLES // 4, 120)
+    process.send_signal(signal.SIGINT)
+    output = output_of(process)
+    assert process.returncode == 75, output
+    assert server.summary["status"] == "interrupted"
+    assert server.summary["val"] == {}
+    assert not (server.run_dir / "model.safetensors").exists()
+    made_again(server)
+
+    status, output = server.run("task_options.stalls=true", "train.epochs=1")
+    assert status == 0, output
+    assert server.summary["status"] == "done"
+    assert server.summary["val"]["loss"] == -1.0
+    assert server.counts == {1.0: SAMPLES}
+    made_again(server)
+
+
 def test_a_second_ctrl_c_does_not_wait(server: ServerProgram) -> None:
     process = server.start("task_options.pace_s=30", "recovery.hung_after_s=600")
     server.sees(lambda: server.named("server_start"), 120)

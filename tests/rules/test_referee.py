@@ -558,6 +558,22 @@ class TestTheEnd:
         assert answers(world) == {0: "void"}
         assert world.referee.dealer.unfinished == (Run(0, 0, 8),)
 
+    def test_stopping_breaks_a_validation_off_and_the_next_start_makes_up_for_it(self) -> None:
+        world = started(Setup("async", members=2, size=8, share=4, epochs=1))
+        for member in (0, 1):
+            push(world, member)
+        shards_obey(world)
+        for process in world.processes.values():
+            world.advance(process)
+            assert process.part
+        world.stop()
+        world.finish()
+        assert world.validated == []
+        assert world.referee.owes_validation
+        again = started(world.setup, Start(2, 8, Position(1, 0), owes_validation=True))
+        again.finish()
+        assert again.validated == [2]
+
 
 class TestChange:
     def test_another_number_of_backups_is_in_force_from_the_next_update_on(self) -> None:

@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from dist_train.errors import TrainingError
+from dist_train.errors import DONE, INTERRUPTED, TrainingError
 from dist_train.rules.decisions import Action, Answer, Returned, Take
 from dist_train.rules.liveness import Beat
 from dist_train.rules.messages import FIRST, Push, Reply
 from dist_train.rules.sampling import Run
+from dist_train.rules.terms import Start
 from dist_train.runtime import children
 from dist_train.runtime import coordinator as coordinators
 from dist_train.runtime.coordinator import Coordinator
+from dist_train.runtime.holdings import Kept
 from dist_train.runtime.letters import Hello, Order, Pulse, Want
 from dist_train.runtime.remote import Process
 
@@ -38,9 +40,26 @@ class PlainReferee:
         self.heard.append(("leave", who))
         return []
 
+    def stop(self) -> list[Action]:
+        self.stopped = True
+        return []
+
     def push(self, push: Push) -> list[Action]:
         self.heard.append(("push", push.sequence))
         return [Answer(push.member, push.incarnation, push.sequence, Reply("counted", FIRST), "work")]
+
+
+class PlainHoldings:
+    """Holds the state after three updates."""
+
+    def __init__(self) -> None:
+        self.kept = Kept(Start(3), {}, {}, ())
+
+    def newest(self) -> tuple[int, Kept]:
+        return 0, self.kept
+
+    def keep(self, area: int, kept: Kept) -> None:
+        self.kept = kept
 
 
 class PlainRun:
@@ -48,15 +67,17 @@ class PlainRun:
 
     def __init__(self, order: Order) -> None:
         self.referee = self.referee_or_none = PlainReferee()
+        self.holdings = PlainHoldings()
+        self.finished_as: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.pushed_to_records: list[int] = []
         self.records_fail = False
 
     @property
     def records(self) -> Any:
-        return SimpleNamespace(answered=self._answered, returned=lambda lease, push: None)
+        return SimpleNamespace(returned=lambda lease, push: None)
 
-    def _answered(self, answer: Answer) -> None:
+    def answered(self, answer: Answer) -> None:
         if self.records_fail:
             raise ValueError("write to closed file")
 
@@ -66,13 +87,33 @@ class PlainRun:
     def pushed(self, push: Push) -> None:
         self.pushed_to_records.append(push.sequence)
 
+    def mark_now(self) -> Kept:
+        return Kept(Start(3, owes_validation=self.referee.owes_validation), {}, {}, ())
+
+    async def saved(self) -> None: ...
+
+    def finish(self, area: int, status: str) -> None:
+        self.finished_as.append(status)
+
+    def close(self) -> None: ...
+
     def length_if_new(self) -> None: ...
 
     def shown(self) -> list[Any]:
         return []
 
 
-PLAIN_PUMP = SimpleNamespace(close_entry=lambda: None, take=lambda take: None)
+async def at_once() -> None: ...
+
+
+PLAIN_PUMP = SimpleNamespace(
+    close_entry=lambda: None,
+    take=lambda take: None,
+    stop_waiting=lambda: None,
+    take_back=lambda member: None,
+    rest=at_once,
+    keep_now=at_once,
+)
 PLAIN_MEMORIES = SimpleNamespace(knows=lambda push: False)
 
 
@@ -188,6 +229,20 @@ def test_a_very_late_repeat_of_a_gradient_is_not_judged() -> None:
     assert world.run.pushed_to_records == [1, 2]
 
 
+def test_what_a_member_was_lent_is_taken_back_when_it_is_heard_of_or_lost() -> None:
+    back: list[int] = []
+
+    async def story(world: World) -> None:
+        pump = SimpleNamespace(**{**vars(PLAIN_PUMP), "take_back": back.append})
+        world.coordinator._pump = cast(Any, pump)
+        await world.coordinator.push(push(1, member=1))
+        assert back == [1]
+        world.coordinator.lost(0, 0, {"event": "failure"})
+        assert back == [1, 0]
+
+    play(story)
+
+
 def test_an_event_is_written_once_however_often_it_is_told() -> None:
     async def story(world: World) -> None:
         for number in (1, 2, 1):
@@ -204,3 +259,48 @@ def test_a_member_has_its_answer_whatever_becomes_of_the_records() -> None:
         assert (await world.coordinator.push(push(1))).outcome == "counted"
 
     play(story)
+
+
+class TestTheEnd:
+    @staticmethod
+    async def ended(world: World) -> int | None:
+        known = 0
+        while True:
+            news = await world.coordinator.news(known)
+            if news.status is not None:
+                return news.status
+            known = news.number
+
+    @pytest.mark.parametrize(
+        ("finished", "owes", "status", "called"),
+        [
+            (False, False, INTERRUPTED, "interrupted"),
+            (False, True, INTERRUPTED, "interrupted"),
+            (True, True, INTERRUPTED, "interrupted"),
+            (True, False, DONE, "done"),
+        ],
+    )
+    def test_of_a_run_that_is_stopped_is_done_only_when_the_last_validation_is(
+        self, finished: bool, owes: bool, status: int, called: str
+    ) -> None:
+        async def story(world: World) -> None:
+            world.coordinator._opened = True
+            world.referee.finished, world.referee.owes_validation = finished, owes
+            world.coordinator.stop()
+            assert await self.ended(world) == status
+
+        run = play(story).run
+        assert run.finished_as == [called]
+        assert run.holdings.kept.start.owes_validation == owes
+
+    def test_waits_for_the_last_validation(self) -> None:
+        async def story(world: World) -> None:
+            world.coordinator._opened = True
+            world.referee.finished = world.referee.owes_validation = True
+            world.coordinator._do([])
+            assert not world.coordinator._ending
+            world.referee.owes_validation = False
+            world.coordinator._do([])
+            assert await self.ended(world) == DONE
+
+        assert play(story).run.finished_as == ["done"]

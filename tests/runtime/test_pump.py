@@ -16,7 +16,17 @@ from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
 from dist_train.rules.schedule import Scheduled
 from dist_train.runtime import pump as pumps
-from dist_train.runtime.commands import Apply, Attach, Command, Done, Lend, Load, Snapshot, TakeGradient
+from dist_train.runtime.commands import (
+    Apply,
+    Attach,
+    Command,
+    Done,
+    Lend,
+    Load,
+    Snapshot,
+    TakeBack,
+    TakeGradient,
+)
 from dist_train.runtime.holdings import Kept
 from dist_train.runtime.letters import Copy, Want
 from dist_train.runtime.memories import Memories
@@ -105,7 +115,7 @@ class PlainReferee:
 
 class PlainRun:
     parts = (range(16),)
-    hazards = 0
+    hazards = ()
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(parallel=SimpleNamespace(server=SimpleNamespace(shards=1, direct=True)))
@@ -237,6 +247,22 @@ def test_a_member_far_away_is_lent_what_is_published_when_the_shards_have_kept_i
 
     world = play(story)
     assert [type(command) for command in world.shards[0].obeyed][1:] == [TakeGradient, Apply, Lend]
+
+
+def test_what_is_lent_is_taken_back_once_with_what_comes_next_from_its_member() -> None:
+    async def story(world: World) -> None:
+        world.decide(1)
+        await world.pump.lend(3)
+        world.pump.take_back(2)
+        world.decide(2)
+        for number in (3, 4):
+            world.pump.take_back(3)
+            world.decide(number)
+        await world.pump.rest()
+
+    obeyed = [type(command) for command in play(story).shards[0].obeyed]
+    update = [TakeGradient, Apply]
+    assert obeyed[1:] == [*update, Lend, *update, TakeBack, *update, *update]
 
 
 def test_nobody_is_lent_what_is_lost_with_a_shard() -> None:

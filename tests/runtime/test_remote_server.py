@@ -139,7 +139,7 @@ class World:
     def phase(self, name: str, step: int) -> None:
         self.phases.append((name, step))
 
-    def sources(self, edition: int = 0, hazards: int = 0) -> Sources:
+    def sources(self, edition: int = 0, hazards: tuple[int, ...] = ()) -> Sources:
         memory, parts = tuple(shard.segment.address for shard in self.shards), PARTS[: len(self.shards)]
         return Sources(edition, "near", parts, memory, tuple(self.shards), self.held.address, hazards)
 
@@ -263,13 +263,15 @@ class TestARead:
 
 
 class TestAReadInPlace:
-    """One shard, on the member's node, that has room for three members to compute on its memory."""
+    """One shard, on the member's node, that has room for members 0, 2 and 5 to compute on its memory."""
+
+    NEAR = (0, 2, 5)
 
     @pytest.fixture
     def world(self, make: Make) -> World:
         world = make("near")
         world.shards = [PlainShard(hazards=3)]
-        world.coordinator.editions = [world.sources(edition=1, hazards=3)]
+        world.coordinator.editions = [world.sources(edition=1, hazards=self.NEAR)]
         world.server._find_sources()
         return world
 
@@ -295,7 +297,7 @@ class TestAReadInPlace:
         world.server.read_in_place(Version(0, 0))
         world.shards = [PlainShard(hazards=3)]
         world.publish(1, 5.0)
-        world.coordinator.editions = [world.sources(edition=2, hazards=3)]
+        world.coordinator.editions = [world.sources(edition=2, hazards=self.NEAR)]
         assert world.server.read_in_place(Version(0, 1))[1].eq(5.0).all()
 
     def test_copies_are_read_as_well(self, world: World) -> None:
@@ -308,17 +310,28 @@ class TestAReadInPlace:
         world.publish(0, 1.0)
         world.server.read_in_place(Version(0, 0))
         world.publish(1, 1.0)
-        Protector(world.shards[0].segment, 16, 3, 2).newest(Version(0, 1), 1.0)
-        with pytest.raises(Displaced, match="member 2"):
+        Protector(world.shards[0].segment, 16, 3, 1).newest(Version(0, 1), 1.0)
+        with pytest.raises(Displaced, match="has taken this one's place"):
             world.server.push(PUSH)
         assert not world.coordinator.said("push")
 
     def test_there_is_none_from_another_node_or_without_room_for_it(self, make: Make) -> None:
         assert not make("near").server.reads_in_place
         far = make("far")
-        far.coordinator.editions = [far.sources(edition=1, hazards=3)]
+        far.coordinator.editions = [far.sources(edition=1, hazards=self.NEAR)]
         far.server._find_sources()
         assert not far.server.reads_in_place
+
+    def test_there_is_none_for_a_member_that_was_not_to_be_near_and_it_copies(self, make: Make) -> None:
+        world = make("near")
+        world.shards = [PlainShard(hazards=2)]
+        world.coordinator.editions = [world.sources(edition=1, hazards=(0, 5))]
+        world.server._find_sources()
+        assert not world.server.reads_in_place
+        world.publish(0, 1.0)
+        into = torch.zeros(16)
+        assert world.server.read(Version(0, 0), into) == (0, 0)
+        assert into.eq(1.0).all()
 
 
 def test_what_is_held_for_a_validation_is_read_in_memory_or_fetched(world: World) -> None:

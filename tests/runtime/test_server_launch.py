@@ -74,6 +74,16 @@ def test_the_server_asks_for_the_coordinator_and_every_copy_of_every_shard() -> 
 
 
 @pytest.mark.parametrize(
+    ("nodes", "near"),
+    [(("a", "a", "a", "a"), (0, 1, 2)), (("a", "b", "a", "b"), (1,)), (("a", "b", "b"), ()), (("a",), ())],
+)
+def test_those_are_near_whose_bundle_is_on_the_node_of_the_servers(
+    nodes: tuple[str, ...], near: tuple[int, ...]
+) -> None:
+    assert server_launch._near(Reservation(nodes, (), None, ())) == near
+
+
+@pytest.mark.parametrize(
     ("cluster", "nodes", "threads"), [(SHARED, ("a",), "2"), (SHARED, ("a", "b"), "2"), ({}, ("a",), "3")]
 )
 def test_a_worker_computes_with_the_cpus_it_asked_for_or_with_its_share_of_this_machine(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import runs
@@ -19,9 +20,11 @@ from worker_group import Seat
 
 from dist_train.config.schema import Config
 from dist_train.errors import INTERRUPTED, Mismatch
-from dist_train.rules.decisions import Answer, Step
+from dist_train.rules.decisions import Action, Answer, Step
+from dist_train.rules.durations import UNDECIDED
 from dist_train.rules.ledger import Ledger
 from dist_train.rules.messages import Push
+from dist_train.runtime import server_run
 from dist_train.runtime.letters import Hello, Order
 from dist_train.runtime.remote import Process
 from dist_train.runtime.server_run import ServerRun
@@ -29,11 +32,14 @@ from dist_train.runtime.server_run import ServerRun
 SAMPLES = 16
 
 
-def config_of(parallel: dict[str, Any]) -> Config:
+ASYNC = {"mode": "async", "workers": 2}
+
+
+def config_of(parallel: dict[str, Any], steps: int = 8) -> Config:
     return server_runs.config_of(
         parallel=parallel,
         task_options={"size": SAMPLES, "norm": "batch"},
-        train={"steps": 8, "batch_size": 4},
+        train={"steps": steps, "batch_size": 4},
         validation={"every_steps": 100},
     )
 
@@ -43,9 +49,11 @@ class World:
     """A run of two members in ``run_dir``, up to the first greeting."""
 
     run_dir: Path
+    parallel: dict[str, Any] = field(default_factory=ASYNC.copy)
+    steps: int = 8
 
     def __post_init__(self) -> None:
-        config = config_of({"mode": "async", "workers": 2})
+        config = config_of(self.parallel, self.steps)
         self.run = ServerRun(Order(config, self.run_dir, "auto", 0, 2, "launcher", "cpu"))
         self.run.prepare()
         self.area, self.kept = self.run.begin()
@@ -96,10 +104,10 @@ class World:
 Story = Callable[[World], Coroutine[Any, Any, None]]
 
 
-def play(run_dir: Path, story: Story) -> World:
+def play(run_dir: Path, story: Story, **settings: Any) -> World:
     async def whole() -> World:
         async with asyncio.timeout(20):
-            world = World(run_dir)
+            world = World(run_dir, **settings)
             try:
                 await story(world)
             finally:
@@ -107,6 +115,20 @@ def play(run_dir: Path, story: Story) -> World:
             return world
 
     return asyncio.run(whole())
+
+
+@pytest.mark.parametrize(
+    ("changes", "hazards"),
+    [({}, (1,)), ({"near": (0, 1)}, (0, 1)), ({"near": ()}, ()), ({"device": "GPU"}, ())],
+)
+def test_shards_have_room_for_the_members_that_compute_on_their_memory(
+    tmp_path: Path, changes: dict[str, Any], hazards: tuple[int, ...]
+) -> None:
+    order = Order(config_of(ASYNC), tmp_path, "auto", 0, 2, "launcher", "CPU", near=(1,))
+    run = ServerRun(replace(order, **changes))
+    (blueprint,) = run.prepare()
+    assert run.hazards == hazards
+    assert blueprint.hazards == len(hazards)
 
 
 class TestTheFirstGreeting:
@@ -235,6 +257,69 @@ class TestTheEnd:
             assert world.finish("done")["ledger"] == [{"epochs": [0, 0], "samples": {"1": SAMPLES}}]
 
         play(tmp_path, story)
+
+
+class TestBackupsLeftToBeChosen:
+    """Of two members the second takes nine seconds and the first one; between two updates lies another."""
+
+    AUTO: ClassVar = {"mode": "backup", "workers": 2, "backups": "auto"}
+
+    @pytest.fixture
+    def now(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The clock that a test sets."""
+        clock = [0.0]
+        monkeypatch.setattr(server_run, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        return clock
+
+    @staticmethod
+    def updates(world: World, now: list[float], count: int) -> None:
+        """Have both members hand in a gradient of every version."""
+        run, referee = world.run, world.run.referee
+        leases: dict[int, int] = {}
+
+        def obey(actions: list[Action]) -> None:
+            for action in actions:
+                if isinstance(action, Answer):
+                    run.answered(action)
+                    for work in action.reply.work:
+                        leases[action.member] = work.lease.number
+                elif isinstance(action, Step):
+                    run.records.decided(action)
+
+        obey([*referee.join(0, 0), *referee.join(1, 0), *referee.open()])
+        for number in range(1, count + 1):
+            version = referee.admission.version
+            for member, seconds in enumerate((1.0, 8.0)):
+                now[0] += seconds
+                push = Push(member, 0, number, leases[member], version, 4, 2.0, reads=(version,))
+                run.pushed(push)
+                obey([*referee.push(push), *referee.taken(push)])
+            now[0] += 1.0
+            obey(referee.applied(referee.admission.version))
+            obey(run.reconsider_backups())
+
+    def test_are_chosen_by_how_long_gradients_took_and_written_down(
+        self, tmp_path: Path, now: list[float]
+    ) -> None:
+        async def story(world: World) -> None:
+            await world.meet()
+            self.updates(world, now, 30)
+            assert world.run.referee.terms.rule.quorum == 1
+            assert world.finish("interrupted")["backups"]["chosen"] == 1
+
+        (chosen,) = play(tmp_path, story, parallel=self.AUTO, steps=99).events("backups_chosen")
+        # After the first of all, in which processes are new, and three to warm up on.
+        assert chosen["step"] == 1 + 3 + 20
+        assert [each["step_s"] for each in chosen["table"]] == [10.0, 2.0]
+        assert chosen["note"] == chosen["why"]
+
+    def test_are_none_while_too_little_was_measured(self, tmp_path: Path, now: list[float]) -> None:
+        async def story(world: World) -> None:
+            await world.meet()
+            self.updates(world, now, 23)
+            assert world.finish("interrupted")["backups"] == {"chosen": 0, "why": UNDECIDED, "table": []}
+
+        assert play(tmp_path, story, parallel=self.AUTO, steps=99).events("backups_chosen") == []
 
 
 def test_what_a_snapshot_holds_counts_what_was_trained_by_then(tmp_path: Path) -> None:

@@ -21,7 +21,18 @@ from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
 from dist_train.rules.schedule import Scheduled
 from dist_train.runtime import shard_process
-from dist_train.runtime.commands import Apply, Attach, Command, Done, Hold, Lend, Load, Snapshot, TakeGradient
+from dist_train.runtime.commands import (
+    Apply,
+    Attach,
+    Command,
+    Done,
+    Hold,
+    Lend,
+    Load,
+    Snapshot,
+    TakeBack,
+    TakeGradient,
+)
 from dist_train.runtime.holdings import Holdings
 from dist_train.runtime.ray_cluster import Actor
 from dist_train.runtime.remote import Process
@@ -219,19 +230,42 @@ class TestAReaderOnAnotherNode:
         assert World().shard.read(None) is None
 
 
-def test_a_version_that_is_lent_can_be_fetched_however_many_follow() -> None:
-    world = World().begin()
-    memory = world.member()
-    world.update(1, memory, 2.0)
-    lent = world.published(0, 1)
-    world.obey(Lend(3))
-    for number in range(2, 8):
-        world.update(number, memory, 2.0)
-    assert world.published(0, 1) is None
-    found = world.shard.read(Version(0, 1))
-    assert found is not None
-    assert found[0] == (0, 1)
-    assert torch.equal(torch.from_numpy(found[1]), lent)
-    # The member's next one takes its place.
-    world.obey(Lend(3))
-    assert world.shard.read(Version(0, 1)) is None
+class TestAVersionThatIsLent:
+    @staticmethod
+    def lent() -> tuple[World, Tensor]:
+        """Return a shard that lent version 1 to member 3 and is at version 7, and what it lent."""
+        world = World().begin()
+        memory = world.member()
+        world.update(1, memory, 2.0)
+        lent = world.published(0, 1)
+        assert lent is not None
+        world.obey(Lend(3))
+        for number in range(2, 8):
+            world.update(number, memory, 2.0)
+        assert world.published(0, 1) is None
+        return world, lent
+
+    def test_can_be_fetched_however_many_follow(self) -> None:
+        world, lent = self.lent()
+        found = world.shard.read(Version(0, 1))
+        assert found is not None
+        assert found[0] == (0, 1)
+        assert torch.equal(torch.from_numpy(found[1]), lent)
+
+    def test_makes_room_for_the_next_that_its_member_is_lent(self) -> None:
+        world, _ = self.lent()
+        world.obey(Lend(3))
+        assert world.shard.read(Version(0, 1)) is None
+
+    def test_is_gone_when_it_is_taken_back(self) -> None:
+        world, _ = self.lent()
+        world.obey(TakeBack(2))
+        assert world.shard.read(Version(0, 1)) is not None
+        for _ in range(2):
+            world.obey(TakeBack(3))
+            assert world.shard.read(Version(0, 1)) is None
+
+    def test_is_gone_with_its_era(self) -> None:
+        world, _ = self.lent()
+        world.obey(Load(0, 1, 0, world.scalars))
+        assert world.shard.read(Version(0, 1)) is None

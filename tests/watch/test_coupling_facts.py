@@ -48,7 +48,7 @@ def test_of_backup_workers() -> None:
 
 def test_of_backup_workers_to_be_chosen() -> None:
     assert spelt_out(mode="backup", backups="auto")["update"] == (
-        "all 5 groups, until the number of backups is chosen from their arrival times"
+        "all 5 groups, until the number of backups is chosen from how long theirs take"
     )
 
 
