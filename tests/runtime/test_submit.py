@@ -24,6 +24,7 @@ import yaml
 
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError
 from dist_train.runtime import submit
+from dist_train.runtime.access import TURNED_AWAY, knock_at_jobs
 from dist_train.runtime.reaper import Reaper
 from dist_train.runtime.submit import Submission, entrypoint_of, send
 
@@ -327,6 +328,7 @@ def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, h
         output, _ = stranger.communicate(timeout=60)
     assert stranger.returncode == REFUSED, output
     assert "the cluster wants its token" in output
+    assert knock_at_jobs(head.url) == TURNED_AWAY
 
     run = ["--run-dir", str(folder / "run")]
     # Slow enough not to end by itself first.
