@@ -245,8 +245,8 @@ def test_a_ray_job_goes_to_the_cluster_that_is_named(folder):
 
 
 def test_a_ray_job_goes_to_a_tunnel_on_this_machine_by_default(folder):
-    words, _ = submitted(folder, "line.yaml")
-    assert words == ["submit", "--address", "http://127.0.0.1:8265", "line.yaml"]
+    words, _ = submitted(folder, "line.yaml", "--run-dir", "/shared/run")
+    assert words == ["submit", "--address", "http://127.0.0.1:8265", "line.yaml", "--run-dir", "/shared/run"]
 
 
 @pytest.fixture(scope="module")
