@@ -147,8 +147,8 @@ def submit(
 ) -> None:
     """Train on a Ray cluster: send the run there as a job, follow its output, and end as it ends.
 
-    --run-dir has to be given: an absolute path on the cluster, on storage that its machines share. Ctrl-C stops
-    the job, which saves first; a second one leaves it running. The exit status is that of the run.
+    --run-dir has to be given: an absolute path on the cluster, on storage that its machines share. Ctrl-C
+    stops the job, which saves first; a second one leaves it running. The exit status is that of the run.
     """
     from dist_train.runtime.submit import Submission, send
 

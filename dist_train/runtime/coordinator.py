@@ -39,6 +39,7 @@ from dist_train.runtime.memories import Memories, Parcel
 from dist_train.runtime.pump import Pump
 from dist_train.runtime.ray_cluster import Ref, put, this_process
 from dist_train.runtime.remote import Process
+from dist_train.runtime.run_dir import another_than
 from dist_train.runtime.server_run import ServerRun
 from dist_train.runtime.shard_process import Blueprint
 
@@ -56,6 +57,10 @@ class Coordinator:
     """
 
     def __init__(self, order: Order) -> None:
+        # First of all: everything else would make the directory.
+        if (refusal := another_than(order.word, order.run_dir)) is not None:
+            # A later attempt may be on another machine: then there is something to fail.
+            raise TrainingError(refusal) if order.attempt else ConfigError(refusal)
         redirect_output(order.run_dir / LOGS / "coordinator.log")
         children.dump_stacks_on_request()
         leave_interrupts_to_the_conductor()

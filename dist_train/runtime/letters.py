@@ -30,6 +30,8 @@ class Order:
     device: str
     # Which of several models.
     replica: int = 0
+    # By which the run's directory is known on every machine.
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Assignment:
     group_rank: int
     coordinator: Actor
     replica: int = 0
+    word: str = ""
 
 
 @dataclass(frozen=True)

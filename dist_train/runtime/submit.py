@@ -109,8 +109,8 @@ def entrypoint_of(submission: Submission) -> str:
     if submission.run_dir is None or not submission.run_dir.is_absolute():
         given = "is missing" if submission.run_dir is None else f"{submission.run_dir} is no absolute path"
         raise ConfigError(
-            f"--run-dir {given}: the run would leave its model in a folder of the job, which Ray deletes; give "
-            "the path of a directory on storage that all machines of the cluster share"
+            f"--run-dir {given}: the run would leave its model in a folder of the job, which Ray deletes; "
+            "give the path of a directory on storage that all machines of the cluster share"
         )
     try:
         config = submission.config.resolve().relative_to(submission.working_dir.resolve())

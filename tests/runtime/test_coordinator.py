@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from dist_train.errors import TrainingError
+from dist_train.errors import ConfigError, TrainingError
 from dist_train.rules.decisions import Action, Answer, Returned, Take
 from dist_train.rules.liveness import Beat
 from dist_train.rules.messages import FIRST, Push, Reply
 from dist_train.rules.sampling import Run
 from dist_train.runtime import children
 from dist_train.runtime import coordinator as coordinators
+from dist_train.runtime import run_dir as directories
 from dist_train.runtime.coordinator import Coordinator
 from dist_train.runtime.letters import Hello, Order, Pulse, Want
 from dist_train.runtime.remote import Process
@@ -78,7 +80,7 @@ PLAIN_MEMORIES = SimpleNamespace(knows=lambda push: False)
 
 class World:
     def __init__(self) -> None:
-        self.coordinator = Coordinator(cast(Order, SimpleNamespace(run_dir=Path())))
+        self.coordinator = Coordinator(cast(Order, SimpleNamespace(run_dir=Path(), word="")))
         self.coordinator._pump = cast(Any, PLAIN_PUMP)
         self.coordinator._memories = cast(Any, PLAIN_MEMORIES)
         self.run = cast(PlainRun, self.coordinator._run)
@@ -204,3 +206,14 @@ def test_a_member_has_its_answer_whatever_becomes_of_the_records() -> None:
         assert (await world.coordinator.push(push(1))).outcome == "counted"
 
     play(story)
+
+
+@pytest.mark.parametrize(("attempt", "kind"), [(0, ConfigError), (1, TrainingError)])
+def test_on_a_machine_with_another_run_directory_it_makes_none_and_refuses_or_later_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(directories, "SEEN_AFTER_S", 0.0)
+    order = SimpleNamespace(run_dir=tmp_path / "run", word="left elsewhere", attempt=attempt)
+    with pytest.raises(kind, match=f"{socket.gethostname()} is not the one that the run was started in"):
+        Coordinator(cast(Order, order))
+    assert list(tmp_path.iterdir()) == []
