@@ -306,9 +306,12 @@ class Coordinator:
             with suppress(TimeoutError):
                 async with asyncio.timeout(NEWS_EVERY_S):
                     await self._news_ready.wait()
-            if known < self._news.number:
-                # The call was repeated: the other one has had what there is.
-                return self._news
+        if self._ended:
+            # Who hears of the end ends this process.
+            await asyncio.to_thread(self._run.wait_for_records)
+        if known < self._news.number:
+            # The call was repeated: the other one has had what there is.
+            return self._news
         self._news_ready.clear()
         wants, self._wants = self._wants, []
         status, error = self._ended or (None, None)
@@ -350,7 +353,7 @@ class Coordinator:
         area, kept = newest
         run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars, inner=kept.inner))
         await asyncio.to_thread(run.finish, area, status)
-        run.close()
+        await asyncio.to_thread(run.close)
         self._end(DONE if status == "done" else INTERRUPTED, None)
 
     def _want(self, want: Want) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from dist_train.errors import ConfigError, TrainingError
+from dist_train.errors import FAILED, ConfigError, TrainingError
 from dist_train.rules.decisions import Action, Answer, Returned, Take
 from dist_train.rules.liveness import Beat
 from dist_train.rules.messages import FIRST, Push, Reply
@@ -53,6 +53,7 @@ class PlainRun:
         self.events: list[dict[str, Any]] = []
         self.pushed_to_records: list[int] = []
         self.records_fail = False
+        self.waited = False
 
     @property
     def records(self) -> Any:
@@ -72,6 +73,9 @@ class PlainRun:
 
     def shown(self) -> list[Any]:
         return []
+
+    def wait_for_records(self) -> None:
+        self.waited = True
 
 
 PLAIN_PUMP = SimpleNamespace(close_entry=lambda: None, take=lambda take: None)
@@ -110,6 +114,19 @@ def play(story: Story) -> World:
 
 def push(sequence: int, member: int = 0, incarnation: int = 0) -> Push:
     return Push(member, incarnation, sequence, sequence, FIRST, 4, 1.0)
+
+
+def test_the_end_is_told_when_the_records_are_written() -> None:
+    """Whoever hears of it ends the process."""
+
+    async def story(world: World) -> None:
+        assert (await world.coordinator.news(0)).status is None
+        assert not world.run.waited
+        world.coordinator._end(FAILED, "why")
+        assert (await world.coordinator.news(1)).status == FAILED
+        assert world.run.waited
+
+    play(story)
 
 
 def test_news_asked_for_twice_at_once_are_the_same_and_nothing_wanted_is_lost() -> None:
