@@ -41,9 +41,9 @@ def admit(address: str) -> None:
 def keep_to_guarded(address: str, knock: Knock) -> None:
     """Refuse (ConfigError) a cluster that is not on this machine alone, unless it turns strangers away.
 
-    That this user has a token says nothing: a cluster that asks for none takes it too.
+    That this user has a token says nothing: a cluster that asks for none takes it too. ``auto`` passes.
     """
-    if is_loopback(address):
+    if address == AUTO or is_loopback(address):
         return
     if not cluster_token_given():
         raise refusal(address)

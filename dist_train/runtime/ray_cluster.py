@@ -347,8 +347,7 @@ def join(address: str) -> Cluster:
     """
     admit(address)
     _ray()
-    if address != AUTO:
-        keep_to_guarded(address, knock_at_head)
+    keep_to_guarded(address, knock_at_head)
     try:
         cluster = Cluster(_init(address=address))
     except ConfigError:

@@ -105,6 +105,9 @@ class TestAClusterThatLetsStrangersIn:
         keep_to_guarded(address, knock)
         assert asked == [address]
 
+    def test_is_not_known_before_ray_has_found_it(self) -> None:
+        keep_to_guarded("auto", nobody)
+
     @pytest.mark.parametrize("address", HERE)
     def test_is_allowed_on_this_machine_alone(self, address: str) -> None:
         keep_to_guarded(address, nobody)

@@ -332,13 +332,13 @@ def wait_for(url: str, token: str) -> None:
 @pytest.mark.processes
 @pytest.mark.timeout(240)
 def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, head: Head) -> None:
-    with head.submit(folder, RAY_AUTH_TOKEN="0" * 64) as stranger:
+    run = ["--run-dir", str(folder / "run")]
+    with head.submit(folder, *run, RAY_AUTH_TOKEN="0" * 64) as stranger:
         output, _ = stranger.communicate(timeout=60)
     assert stranger.returncode == REFUSED, output
     assert "the cluster wants its token" in output
     assert knock_at_jobs(head.url) == TURNED_AWAY
 
-    run = ["--run-dir", str(folder / "run")]
     # Slow enough not to end by itself first.
     with head.submit(folder, "task_options.pace_s=0.2", *run) as process:
         assert process.stdout is not None
