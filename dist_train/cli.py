@@ -49,6 +49,10 @@ Address = Annotated[
 JobsAddress = Annotated[
     str, typer.Option("--address", metavar="http://HOST:8265", help="Ray's dashboard on the cluster's head.")
 ]
+JobsRunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", metavar="DIR", help="Where the run is, on the cluster.", show_default=False),
+]
 WorkingDir = Annotated[
     Path, typer.Option("--working-dir", metavar="DIR", help="What is sent along; CONFIG.yaml lies in it.")
 ]
@@ -137,18 +141,18 @@ def submit(
     config: ConfigPath,
     address: JobsAddress,
     overrides: Overrides = None,
-    run_dir: RunDir = None,
+    run_dir: JobsRunDir = None,
     resume: Resume = "auto",
     working_dir: WorkingDir = Path(),
 ) -> None:
     """Train on a Ray cluster: send the run there as a job, follow its output, and end as it ends.
 
-    The run directory is on the cluster: give one on storage that its machines share. Ctrl-C stops the
-    job, which saves first; a second one leaves it running. The exit status is that of the run.
+    --run-dir has to be given: an absolute path on the cluster, on storage that its machines share. Ctrl-C
+    stops the job, which saves first; a second one leaves it running. The exit status is that of the run.
     """
     from dist_train.runtime.submit import Submission, send
 
-    raise typer.Exit(send(Submission(address, config, tuple(overrides or ()), run_dir, resume, working_dir)))
+    raise typer.Exit(send(Submission(address, config, run_dir, tuple(overrides or ()), resume, working_dir)))
 
 
 @app.command(short_help="Make a run again from its log, and compare.")

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Train on a running Ray cluster, as a job. From the folder that holds the configuration and your task:
+# Train on a running Ray cluster, as a job. From the folder that holds the configuration and your task, on the
+# cluster's head or at the end of an SSH tunnel to it (in another terminal: ssh -N -L 8265:127.0.0.1:8265 head):
 #
-#   ADDRESS=http://head:8265 launch/ray_job.sh CONFIG.yaml [KEY.SUB=VALUE]... --run-dir /shared/runs/mine
+#   launch/ray_job.sh CONFIG.yaml [KEY.SUB=VALUE]... --run-dir /shared/runs/mine
 #
-# ADDRESS     Ray's dashboard on the cluster's head (http://127.0.0.1:8265, for instance an SSH tunnel to it)
+# ADDRESS     Ray's dashboard, which Ray keeps to its own machine (http://127.0.0.1:8265)
 # TOKEN_FILE  the file with the cluster's token (~/.ray/auth_token)
 #
 # The cluster, on each of its machines, dist_train installed and the same token file in place (ray get-auth-token
@@ -13,8 +14,9 @@
 #   ray start --head --port 6379                                     # on the head
 #   ray start --address head:6379                                    # on the others
 #
-# Without a token, whoever reaches the head can run programs on all machines: dist_train refuses such a cluster
-# unless it is this machine alone. The token does not encrypt: keep the cluster on a private network.
+# Without a token, whoever reaches the head can run programs on all machines: dist_train does not run in a cluster
+# that lets such strangers in, unless it is one machine alone. The token does not encrypt: keep the cluster on a
+# private network.
 #
 # This folder is sent along, without .git, .venv, runs/ and what .gitignore names. --run-dir is a path on the
 # cluster, on storage that its machines share; the same command continues an interrupted run. Ctrl-C stops the

@@ -93,7 +93,7 @@ def test_submit_passes_everything_on(command: Run, monkeypatch: pytest.MonkeyPat
     words = ["submit", "--address", "http://head:8265", "a.yaml", "seed=1", "--run-dir", "out"]
     assert command(*words, "--resume", "none", "--working-dir", "here") == 75
     assert sent == [
-        Submission("http://head:8265", Path("a.yaml"), ("seed=1",), Path("out"), "none", Path("here"))
+        Submission("http://head:8265", Path("a.yaml"), Path("out"), ("seed=1",), "none", Path("here"))
     ]
 
 

@@ -27,9 +27,10 @@ ELSEWHERE = {
     "source .venv/bin/activate": "the environment that this test runs in",
     "NODES=2 MASTER=node1 launch/torchrun.sh spirals.yaml --run-dir /shared/runs/spirals": "test_recipes.py",
     "sbatch --nodes 2 launch/slurm.sbatch configs/imagenet-resnet50.yaml": "test_recipes.py",
-    "dist-train run configs/digits-async.yaml --address auto": "runtime/test_ray_cluster.py",
-    "ADDRESS=http://head:8265 launch/ray_job.sh configs/digits-async.yaml "
-    "--run-dir /shared/runs/digits-async": "test_recipes.py",
+    "dist-train run configs/digits-async.yaml --address auto --run-dir /shared/runs/digits-async": (
+        "runtime/test_ray_cluster.py"
+    ),
+    "launch/ray_job.sh configs/digits-async.yaml --run-dir /shared/runs/digits-async": "test_recipes.py",
     "kubectl apply -f launch/kuberay.yaml": "test_recipes.py",
     "dist-train run configs/digits-async.yaml train.deterministic=true train.epochs=2 "
     "--run-dir runs/to-replay": "replay/test_init.py",

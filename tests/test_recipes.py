@@ -245,8 +245,8 @@ def test_a_ray_job_goes_to_the_cluster_that_is_named(folder):
 
 
 def test_a_ray_job_goes_to_a_tunnel_on_this_machine_by_default(folder):
-    words, _ = submitted(folder, "line.yaml")
-    assert words == ["submit", "--address", "http://127.0.0.1:8265", "line.yaml"]
+    words, _ = submitted(folder, "line.yaml", "--run-dir", "/shared/run")
+    assert words == ["submit", "--address", "http://127.0.0.1:8265", "line.yaml", "--run-dir", "/shared/run"]
 
 
 @pytest.fixture(scope="module")
@@ -256,21 +256,41 @@ def kuberay():
     return {part["kind"]: part for part in parts}
 
 
-def containers(job):
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+
+def groups(job):
     cluster = job["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        yield from group["template"]["spec"]["containers"] * group.get("replicas", 1)
+    return (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+
+
+def containers(job):
+    return [each for group in groups(job) for each in group["template"]["spec"]["containers"]]
 
 
 def test_kubernetes_lets_nobody_in_without_the_token(kuberay):
-    cluster = kuberay["RayJob"]["spec"]["rayClusterSpec"]
-    assert cluster["authOptions"] == {"mode": "token"}
-    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    assert all("dashboard-host" not in group["rayStartParams"] for group in groups)
+    assert kuberay["RayJob"]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert all("dashboard-host" not in group["rayStartParams"] for group in groups(kuberay["RayJob"]))
+
+
+def test_kubernetes_keeps_the_ports_of_the_pods_for_the_run(kuberay):
+    """KubeRay's pods have the labels of their template, and none that names the job they are for."""
     policy = kuberay["NetworkPolicy"]["spec"]
-    own = {"matchLabels": {"ray.io/originated-from-cr-name": kuberay["RayJob"]["metadata"]["name"]}}
+    labels = [group["template"]["metadata"]["labels"] for group in groups(kuberay["RayJob"])]
+    assert len(labels) == 2
+    own = {"matchLabels": labels[0]}
+    assert all(each == labels[0] for each in labels)
+    assert not any(name.startswith("ray.io/") for name in labels[0])
     assert policy["podSelector"] == own
     assert policy["policyTypes"] == ["Ingress"]
+    among, handing_in = policy["ingress"]
+    assert among == {"from": [{"podSelector": own}]}
+    job, operator = handing_in["from"]
+    assert job["podSelector"]["matchLabels"] == {"job-name": kuberay["RayJob"]["metadata"]["name"]}
+    # As KubeRay's Helm chart and its kustomization label it.
+    component = {"app.kubernetes.io/component": "kuberay-operator"}
+    assert operator == {"namespaceSelector": {}, "podSelector": {"matchLabels": component}}
+    assert handing_in["ports"] == [{"protocol": "TCP", "port": 8265}]
 
 
 def test_kubernetes_runs_the_pinned_ray(kuberay):
@@ -287,14 +307,30 @@ def test_kubernetes_runs_what_the_cluster_holds_and_gives_it_time_to_save(kubera
     assert run == "run"
     assert rest[rest.index("--address") + 1] == "auto"
     settings = load_config(ROOT / config, [word for word in rest if "=" in word])
-    worker = Bundle("a worker", {"CPU": settings.parallel.cluster.worker_cpus})
-    reserved = [worker] * settings.parallel.workers
-    nodes = [{"CPU": int(each["resources"]["limits"]["cpu"])} for each in containers(kuberay["RayJob"])]
-    assert missing(nodes, reserved) is None
+    parallel = settings.parallel
+    worker = Bundle("a worker", {"CPU": parallel.cluster.worker_cpus})
+    server = Bundle("the server", {"CPU": 1 + parallel.server.shards * parallel.server.copies})
+    head, *workers = (
+        {"CPU": int(group["rayStartParams"]["num-cpus"])}
+        for group in groups(kuberay["RayJob"])
+        for _ in range(group.get("replicas", 1))
+    )
+    assert missing([head, *workers], [server, *[worker] * parallel.workers]) is None
+    assert missing([head], [server]) is None
+    assert missing(workers, [server]) is not None, "it is said to run on the head"
+    for group in groups(kuberay["RayJob"]):
+        (container,) = group["template"]["spec"]["containers"]
+        limit = int(container["resources"]["limits"]["cpu"])
+        assert int(group["rayStartParams"]["num-cpus"]) <= limit
     mounts = [mount["mountPath"] for each in containers(kuberay["RayJob"]) for mount in each["volumeMounts"]]
     assert set(mounts) == {Path(rest[rest.index("--run-dir") + 1]).parent.as_posix()}
     wait_s = int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
     assert wait_s > settings.recovery.grace_s
+    for group in groups(kuberay["RayJob"]):
+        (container,) = group["template"]["spec"]["containers"]
+        drain_s = int({each["name"]: each["value"] for each in container["env"]}[DRAIN])
+        # Deleted, the job is stopped, and Ray and the pod are still there while it saves.
+        assert wait_s < drain_s < group["template"]["spec"]["terminationGracePeriodSeconds"]
     assert job["backoffLimit"] > 0
 
 

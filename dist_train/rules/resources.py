@@ -54,6 +54,20 @@ def occupied(free: Sequence[Resources], bundles: Sequence[Bundle]) -> str:
     return f"{_text({kind: left.get(kind, 0) for kind in needs})} free of the {_text(needs)} needed"
 
 
+def node_by_node(nodes: Sequence[str], bundles: Sequence[Resources]) -> list[int]:
+    """Return places of bundles so that those of the same needs follow each other node by node.
+
+    ``nodes[i]`` has bundle i; nodes come in the order in which they first occur. Needs stay where they are.
+    """
+    rank = {node: place for place, node in enumerate(dict.fromkeys(nodes))}
+    order = list(range(len(bundles)))
+    for bundle in {tuple(sorted(each.items())): each for each in bundles}.values():
+        alike = [index for index, each in enumerate(bundles) if dict(each) == dict(bundle)]
+        for index, chosen in zip(alike, sorted(alike, key=lambda each: rank[nodes[each]]), strict=True):
+            order[index] = chosen
+    return order
+
+
 def _fit(nodes: Sequence[Resources], bundles: Sequence[Bundle]) -> bool:
     counts = Counter(tuple(sorted(bundle.needs.items())) for bundle in bundles)
     ((most, count),) = counts.most_common(1)

@@ -214,6 +214,9 @@ class Conductor:
         await self._crew.coordinator.insist("open_without", sorted(self._given_up))
 
     def _refuse(self, error: str) -> None:
+        """End as refused, by the first of those who say so."""
+        if self._outcome.done():
+            return
         for line in error.splitlines():
             self._say(line)
         self._end(REFUSED)

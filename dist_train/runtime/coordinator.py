@@ -39,6 +39,7 @@ from dist_train.runtime.memories import Memories, Parcel
 from dist_train.runtime.pump import Pump
 from dist_train.runtime.ray_cluster import Ref, put, this_process
 from dist_train.runtime.remote import Process
+from dist_train.runtime.run_dir import another_than
 from dist_train.runtime.server_run import ServerRun
 from dist_train.runtime.shard_process import Blueprint
 
@@ -56,6 +57,10 @@ class Coordinator:
     """
 
     def __init__(self, order: Order) -> None:
+        # First of all: everything else would make the directory.
+        if (refusal := another_than(order.word, order.run_dir)) is not None:
+            # A later attempt may be on another machine: then there is something to fail.
+            raise TrainingError(refusal) if order.attempt else ConfigError(refusal)
         redirect_output(order.run_dir / LOGS / "coordinator.log")
         children.dump_stacks_on_request()
         leave_interrupts_to_the_conductor()
@@ -303,9 +308,12 @@ class Coordinator:
             with suppress(TimeoutError):
                 async with asyncio.timeout(NEWS_EVERY_S):
                     await self._news_ready.wait()
-            if known < self._news.number:
-                # The call was repeated: the other one has had what there is.
-                return self._news
+        if self._ended:
+            # Who hears of the end ends this process.
+            await asyncio.to_thread(self._run.wait_for_records)
+        if known < self._news.number:
+            # The call was repeated: the other one has had what there is.
+            return self._news
         self._news_ready.clear()
         wants, self._wants = self._wants, []
         status, error = self._ended or (None, None)
@@ -349,7 +357,7 @@ class Coordinator:
         area, kept = newest
         run.holdings.keep(area, replace(run.mark_now(), scalars=kept.scalars, inner=kept.inner))
         await asyncio.to_thread(run.finish, area, status)
-        run.close()
+        await asyncio.to_thread(run.close)
         self._end(DONE if is_done else INTERRUPTED, None)
 
     def _want(self, want: Want) -> None:

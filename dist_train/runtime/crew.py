@@ -11,7 +11,6 @@ from typing import Any
 
 from dist_train.config import Config
 from dist_train.errors import DONE, FAILED, TrainingError
-from dist_train.layout import LOGS
 from dist_train.rules.recovery import Failure
 from dist_train.runtime import run_dir as directories
 from dist_train.runtime.letters import Assignment, Copy, Ended, Order
@@ -107,8 +106,8 @@ class Crew:
 
     def _start_shard(self, number: int) -> Copy:
         self._serial += 1
-        log_file = self._order.run_dir / LOGS / f"shard_{number:03d}.log"
-        arguments = (number, self._serial, self.coordinator, log_file)
+        order = self._order
+        arguments = (number, self._serial, self.coordinator, order.run_dir, order.word)
         actor = self._start(SHARD, arguments, SERVER_BUNDLE, f"shard {number}")
         self.shards[self._serial] = ShardLife(number, actor)
         return Copy(number, self._serial, actor)
@@ -126,7 +125,7 @@ class Crew:
                 await self.coordinator.insist("where")
                 ended += 1
                 if ended == STARTS:
-                    log = self._order.run_dir / LOGS / f"shard_{copy.shard:03d}.log"
+                    log = directories.shard_log(self._order.run_dir, copy.shard)
                     what = f"shard {copy.shard} ended {STARTS} times while it started"
                     raise TrainingError(f"{what}; log: {log}") from None
                 copy = self._start_shard(copy.shard)
@@ -151,6 +150,7 @@ class Crew:
                 group_rank=group_rank,
                 coordinator=self.coordinator,
                 replica=order.replica,
+                word=order.word,
             )
             name = f"worker {rank}"
             life.actors[rank] = self._start(MEMBER, (assignment,), bundle, name, self._gpus)

@@ -32,6 +32,8 @@ class Order:
     replica: int = 0
     # The members whose bundle lies on the server's node.
     near: tuple[int, ...] = ()
+    # By which the run's directory is known on every machine.
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Assignment:
     group_rank: int
     coordinator: Actor
     replica: int = 0
+    word: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ class MemberProcess:
         self._assignment = assignment
         self._listener: socket.socket | None = None
         self._running: asyncio.Future[Ended] | None = None
-        redirect_output(directories.log_file(assignment.run_dir, assignment.rank))
+        self._refusal = directories.another_than(assignment.word, assignment.run_dir)
+        if self._refusal is None:
+            redirect_output(directories.log_file(assignment.run_dir, assignment.rank))
         children.dump_stacks_on_request()
         leave_interrupts_to_the_conductor()
         name = ("worker", assignment.rank, assignment.incarnation)
@@ -52,6 +54,11 @@ class MemberProcess:
 
     def _work(self, meeting: tuple[str, int] | None) -> Ended:
         assignment = self._assignment
+        if self._refusal is not None:
+            self._heart.close()
+            # The others train already when a successor comes.
+            status = FAILED if assignment.incarnation else REFUSED
+            return Ended(status, kind=ConfigError.__name__, error=self._refusal)
         place = self._place(meeting)
         with worker_logs(assignment.rank, place.host):
             try:

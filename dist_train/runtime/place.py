@@ -111,6 +111,12 @@ def cluster_token_given(environment: Mapping[str, str] | None = None) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
+def cluster_has_tls(environment: Mapping[str, str] | None = None) -> bool:
+    """Say whether Ray talks to its clusters by certificates, which both sides have to show."""
+    env = os.environ if environment is None else environment
+    return env.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
 def _default_token(env: Mapping[str, str]) -> Path:
     return Path(env.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
 

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.rules.resources import Bundle, Resources, missing, occupied
-from dist_train.runtime.access import AUTO, admit, is_loopback, refusal, wanted
-from dist_train.runtime.place import cluster_token_given, set_variables
+from dist_train.rules.resources import Bundle, Resources, missing, node_by_node, occupied
+from dist_train.runtime.access import AUTO, admit, keep_to_guarded, knock_at_head, knock_at_jobs, wanted
+from dist_train.runtime.place import set_variables
 from dist_train.runtime.remote import (
     ActorFailed,
     ActorGone,
@@ -308,12 +308,7 @@ def _in_order(ray: Any, group: Any, bundles: Sequence[Resources]) -> Reservation
     """Number bundles of the same resources by their nodes, in the order in which those first occur."""
     placed = ray.util.placement_group_table(group)["bundles_to_node_id"]
     nodes = [str(placed[index]) for index in range(len(bundles))]
-    rank = {node: place for place, node in enumerate(dict.fromkeys(nodes))}
-    order = list(range(len(bundles)))
-    for bundle in {tuple(sorted(each.items())): each for each in bundles}.values():
-        alike = [index for index, each in enumerate(bundles) if dict(each) == dict(bundle)]
-        for index, chosen in zip(alike, sorted(alike, key=lambda each: rank[nodes[each]]), strict=True):
-            order[index] = chosen
+    order = node_by_node(nodes, bundles)
     return Reservation(tuple(nodes[index] for index in order), tuple(bundles), group, tuple(order))
 
 
@@ -351,15 +346,20 @@ def join(address: str) -> Cluster:
     ConfigError if there is none, or if it is open to strangers (see access.py).
     """
     admit(address)
+    _ray()
+    keep_to_guarded(address, knock_at_head)
     try:
         cluster = Cluster(_init(address=address))
     except ConfigError:
         raise
     except Exception as error:
         raise _unanswered(address, "no Ray cluster can be joined", error) from error
-    if address == AUTO and not is_loopback(cluster.address) and not cluster_token_given():
+    try:
+        if address == AUTO:
+            keep_to_guarded(cluster.address, knock_at_head)
+    except ConfigError:
         cluster.close()
-        raise refusal(cluster.address)
+        raise
     return cluster
 
 
@@ -367,6 +367,7 @@ def jobs(address: str) -> Any:
     """Return a client of Ray's Jobs API at ``http://HOST:8265``; ConfigError if nobody answers there."""
     admit(address)
     _ray()
+    keep_to_guarded(address, knock_at_jobs)
     from ray.job_submission import JobSubmissionClient
 
     try:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from dist_train.layout import CRASH, LOCK, LOGS
 from dist_train.watch.atomic import replacing
 
 PACKAGES = ("dist-train", "torch", "numpy", "pydantic", "safetensors", "tensorboard", "ray")
+# A network file system may show another machine's file that much later; and between two looks.
+SEEN_AFTER_S, LOOK_S = 10.0, 0.2
 # Everything else in the environment may be a secret and is not written down.
 VARIABLES = re.compile(
     r"(OMP|MKL|OPENBLAS)_NUM_THREADS|GLIBC_TUNABLES|CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|PYTHONHASHSEED"
@@ -53,6 +56,10 @@ def log_file(run: Path, rank: int) -> Path:
     return run / LOGS / f"rank_{rank:05d}.log"
 
 
+def shard_log(run: Path, number: int) -> Path:
+    return run / LOGS / f"shard_{number:03d}.log"
+
+
 def crash_file(run: Path, rank: int) -> Path:
     return run / CRASH / f"rank_{rank:05d}.json"
 
@@ -66,12 +73,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who uses a run directory. ``process_start`` tells the process from a later one of the same id."""
+    """Who uses a run directory. ``process_start`` tells the process from a later one of the same id.
+
+    By ``word``, which is nowhere else, processes on other machines know that they see the same directory.
+    """
 
     pid: int
     host: str
     process_start: float
     since: str
+    word: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on host {self.host} since {self.since}"
@@ -160,6 +171,8 @@ class Lock:
         self._file.truncate()
         self._file.write(text)
         self._file.flush()
+        # Another machine sees of an open file what was sent to the server.
+        os.fsync(self._file.fileno())
 
     def _keep_touching(self) -> None:
         while not self._released.wait(self.TOUCH_S):
@@ -169,7 +182,28 @@ class Lock:
 
 def _this_process() -> Owner:
     start = psutil.Process().create_time()
-    return Owner(os.getpid(), socket.gethostname(), start, datetime.now().isoformat(" ", "seconds"))
+    since = datetime.now().isoformat(" ", "seconds")
+    return Owner(os.getpid(), socket.gethostname(), start, since, secrets.token_hex(8))
+
+
+def word_in(run: Path) -> str:
+    """Return the word of whoever uses the directory; empty if nobody does."""
+    owner = _read_owner(run / LOCK)
+    return "" if owner is None else owner.word
+
+
+def another_than(word: str, run: Path) -> str | None:
+    """Say that this machine's ``run`` is not the directory whose user left ``word``; None if it is."""
+    deadline = time.monotonic() + SEEN_AFTER_S
+    while (found := word_in(run)) != word:
+        if time.monotonic() > deadline:
+            what = "belongs to another run" if found else "is not the one that the run was started in"
+            return (
+                f"run directory {run} on host {socket.gethostname()} {what}; give a --run-dir on storage "
+                "that all machines of the cluster share"
+            )
+        time.sleep(LOOK_S)
+    return None
 
 
 def _read_owner(path: Path) -> Owner | None:

@@ -25,7 +25,7 @@ from dist_train.runtime.opening import newest_step
 from dist_train.runtime.place import find_replica, set_variables
 from dist_train.runtime.ray_cluster import Cluster, Reservation
 from dist_train.runtime.reaper import Reaper
-from dist_train.runtime.run_dir import gpu_count
+from dist_train.runtime.run_dir import gpu_count, word_in
 
 Say = Callable[[str], None]
 OnEvent = Callable[[dict[str, Any]], None]
@@ -81,6 +81,7 @@ def _attempts(
             device="GPU" if gpus else "CPU",
             replica=(find_replica() or (0,))[0],
             near=_near(where[1]),
+            word=word_in(run_dir),
         )
         attempt = Interruptible[int | Failure]()
         ended = attempt.run(_attempt(order, where, gpus, say, attempt))

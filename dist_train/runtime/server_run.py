@@ -33,8 +33,9 @@ from dist_train.runtime.shard_process import Blueprint
 from dist_train.watch.course import Course, End, Standing
 from dist_train.watch.figures import Length
 from dist_train.watch.forwarded import ForwardedDisplay
-from dist_train.watch.logbook import Logbook, with_warning
+from dist_train.watch.logbook import with_warning
 from dist_train.watch.opening import Scene, announce, earlier, length_of, open_logbook
+from dist_train.watch.scribe import Scribe
 from dist_train.watch.server_records import ServerRecords
 from dist_train.watch.server_reporter import ServerReporter, called
 from dist_train.watch.tally import Tally
@@ -116,8 +117,10 @@ class ServerRun:
         counted.train_size = hello.train_size
         self.plan = plan
         # Imports TensorBoard, and reads the lines that are there.
-        self._book: Logbook = await asyncio.to_thread(
-            open_logbook, config, plan, order.run_dir, 0, order.attempt, counted, self._display
+        self._book = Scribe(
+            await asyncio.to_thread(
+                open_logbook, config, plan, order.run_dir, 0, order.attempt, counted, self._display
+            )
         )
         self._length = length_of(plan, counted)
         parameters = sum(parameter.numel() for parameter in state.model.parameters())
@@ -312,6 +315,8 @@ class ServerRun:
 
     def _save(self, area: int) -> None:
         try:
+            # Whoever goes on from it, or makes the run again, finds in the log how it came about.
+            self._book.settle()
             self.holdings.save(self._keeper, area, lambda: None)
         finally:
             self.holdings.saving = None
@@ -336,6 +341,7 @@ class ServerRun:
     def finish(self, area: int, status: Literal["interrupted", "done"]) -> None:
         """Deliver the weights if training is over, and write the last checkpoint."""
         run_dir, weights = self.order.run_dir, None
+        self._book.settle()
         self.holdings.take(area)
         if status == "done":
             weights = run_dir / WEIGHTS
@@ -355,8 +361,13 @@ class ServerRun:
             self._standing(counted.updates, counted.samples), End(status, run_dir, weights, resume, extras)
         )
 
+    def wait_for_records(self) -> None:
+        """Return when all that happened so far is written down, or cannot be."""
+        if self.referee_or_none is not None:
+            self._book.wait()
+
     def close(self) -> None:
-        """Close the book, from the thread that writes in it: what comes later is not written."""
+        """Close the book: what comes later is not written."""
         self._book.close()
 
 

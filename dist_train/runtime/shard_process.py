@@ -15,6 +15,7 @@ from dist_train.config.schema import AnyDamping, AnyOptimizer
 from dist_train.core.damping import delay_compensation
 from dist_train.core.flat import FlatState, Layout
 from dist_train.core.shard import Shard, ShardState
+from dist_train.errors import ConfigError
 from dist_train.exchange.areas import Area, Vectors, areas, checksum, held
 from dist_train.exchange.published import PublishedReader, PublishedWriter
 from dist_train.exchange.segments import Address, Segment
@@ -22,6 +23,7 @@ from dist_train.exchange.server import MemberMemory
 from dist_train.exchange.slots import published_bytes, slot_count
 from dist_train.rules.messages import Version
 from dist_train.runtime import children
+from dist_train.runtime import run_dir as directories
 from dist_train.runtime.commands import (
     Apply,
     Attach,
@@ -63,8 +65,11 @@ class Blueprint:
 class ShardProcess:
     """The actor. Holds a slice; its memory can be read by every process of this node."""
 
-    def __init__(self, number: int, serial: int, coordinator: Actor, log_file: Path) -> None:
-        redirect_output(log_file)
+    def __init__(self, number: int, serial: int, coordinator: Actor, run_dir: Path, word: str) -> None:
+        # On the coordinator's machine, which says so as well.
+        if (refusal := directories.another_than(word, run_dir)) is not None:
+            raise ConfigError(refusal)
+        redirect_output(directories.shard_log(run_dir, number))
         children.dump_stacks_on_request()
         leave_interrupts_to_the_conductor()
         self._number = number

@@ -38,8 +38,8 @@ class Submission:
 
     address: str
     config: Path
+    run_dir: Path | None
     overrides: tuple[str, ...] = ()
-    run_dir: Path | None = None
     resume: str = "auto"
     working_dir: Path = Path()
 
@@ -59,8 +59,9 @@ class Jobs(Protocol):
 def send(submission: Submission, connect: Callable[[str], Jobs] | None = None) -> int:
     """Send the run, print its output, and return its exit status (see ``errors``).
 
-    Raises ConfigError, before anything is sent, if the configuration is refused, lies outside the
-    working directory, or could run on no cluster, or the cluster is open to strangers or does not answer.
+    Raises ConfigError, before anything is sent, if the configuration is refused, lies outside the working
+    directory, or could run on no cluster, if what the run leaves would be deleted with the job, or if the
+    cluster is open to strangers or does not answer.
     """
     entrypoint = entrypoint_of(submission)
     config = load_config(submission.config, submission.overrides)
@@ -102,8 +103,15 @@ def _connect(address: str) -> Jobs:
 def entrypoint_of(submission: Submission) -> str:
     """Return the job's command: the run, and then a line with its status, lost otherwise when Ray stops it.
 
-    ConfigError if the configuration lies outside the working directory.
+    ConfigError if the configuration lies outside the working directory, or the run's directory would lie in
+    the copy of it that Ray makes for the job and deletes some time after.
     """
+    if submission.run_dir is None or not submission.run_dir.is_absolute():
+        given = "is missing" if submission.run_dir is None else f"{submission.run_dir} is no absolute path"
+        raise ConfigError(
+            f"--run-dir {given}: the run would leave its model in a folder of the job, which Ray deletes; "
+            "give the path of a directory on storage that all machines of the cluster share"
+        )
     try:
         config = submission.config.resolve().relative_to(submission.working_dir.resolve())
     except ValueError:
@@ -112,9 +120,7 @@ def entrypoint_of(submission: Submission) -> str:
             "is sent; give --working-dir a folder that holds it"
         ) from None
     words = ["python", "-m", "dist_train", "run", str(config), *submission.overrides]
-    words += ["--address", "auto", "--resume", submission.resume]
-    if submission.run_dir is not None:
-        words += ["--run-dir", str(submission.run_dir)]
+    words += ["--address", "auto", "--resume", submission.resume, "--run-dir", str(submission.run_dir)]
     # Ray sends the signal to this shell too: it has to wait for the run, which ends after saving.
     return f'trap : TERM; {shlex.join(words)}; status=$?; echo "{_LAST_LINE} $status"; exit $status'
 

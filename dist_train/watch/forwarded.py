@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,41 +16,47 @@ VERBS = frozenset({"start", "train", "validation", "note", "warning", "finish", 
 
 
 class ForwardedDisplay:
-    """Keeps what is said to it, in order, until ``taken``.
+    """Keeps what is said to it, in order, until ``taken``. Threads may share one.
 
     Of training lines in a row only the newest is kept, so that nothing piles up where nobody fetches.
     """
 
     def __init__(self) -> None:
-        self._items: deque[Item] = deque()
+        self._items: list[Item] = []
+        self._lock = threading.Lock()
 
     def start(self, facts: Mapping[str, str]) -> None:
-        self._items.append(("start", (dict(facts),)))
+        self._keep("start", dict(facts))
 
     def train(self, line: TrainLine) -> None:
-        if self._items and self._items[-1][0] == "train":
-            self._items.pop()
-        self._items.append(("train", (line,)))
+        self._keep("train", line)
 
     def validation(self, line: ValLine) -> None:
-        self._items.append(("validation", (line,)))
+        self._keep("validation", line)
 
     def note(self, text: str) -> None:
-        self._items.append(("note", (text,)))
+        self._keep("note", text)
 
     def warning(self, text: str) -> None:
-        self._items.append(("warning", (text,)))
+        self._keep("warning", text)
 
     def finish(self, summary: Mapping[str, Any], resume: str | None = None) -> None:
-        self._items.append(("finish", (dict(summary), resume)))
+        self._keep("finish", dict(summary), resume)
 
     def close(self) -> None:
-        self._items.append(("close", ()))
+        self._keep("close")
 
     def taken(self) -> list[Item]:
         """Return what has been said since the last time."""
-        items, self._items = list(self._items), deque()
+        with self._lock:
+            items, self._items = self._items, []
         return items
+
+    def _keep(self, verb: str, *arguments: Any) -> None:
+        with self._lock:
+            if verb == "train" and self._items and self._items[-1][0] == verb:
+                self._items.pop()
+            self._items.append((verb, arguments))
 
 
 def replay_onto(display: Display, items: Iterable[Item]) -> None:

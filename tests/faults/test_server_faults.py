@@ -190,15 +190,25 @@ def test_what_no_restart_can_mend_ends_the_run_at_once(
     assert output.count("is replaced in") <= 2
 
 
+# Ray loses a fifth of all requests and of all answers.
+LOSSES = json.dumps(
+    {
+        "CoreWorkerService.grpc_client.PushTask": {
+            "num_failures": -1,
+            "req_failure_prob": 20,
+            "resp_failure_prob": 20,
+        }
+    }
+)
+
+
 def test_lost_messages_cost_no_gradients_when_workers_are_killed_and_frozen_as_well(
     server: ServerProgram,
 ) -> None:
-    """Ray loses a fifth of all requests and of all answers: what is applied is what was acknowledged."""
-    calls = "CoreWorkerService.grpc_client.PushTask"
-    losses = json.dumps({calls: {"num_failures": -1, "req_failure_prob": 20, "resp_failure_prob": 20}})
+    """What is applied is what was acknowledged."""
     # All that is said goes through Ray, gradients, commands to the shards and heartbeats included.
     lossy = ("parallel.server.direct=false", "recovery.frozen_after_s=5", "task_options.pace_s=0.3")
-    process = server.start(*lossy, "train.epochs=6", RAY_testing_rpc_failure=losses)
+    process = server.start(*lossy, "train.epochs=6", RAY_testing_rpc_failure=LOSSES)
     server.sees(lambda: len(server.named("update")) >= 10, 120)
     server.strike("rank_00001", signal.SIGKILL)
     server.sees(lambda: came_back(server, 1), 90)
@@ -211,6 +221,29 @@ def test_lost_messages_cost_no_gradients_when_workers_are_killed_and_frozen_as_w
     # Nobody else was taken for lost.
     assert [event["rank"] for event in server.named("failure")] == [1, 0]
     assert server.summary["gradients"]["applied"] == 6 * SAMPLES // 4
+    made_again(server)
+
+
+def test_lost_messages_cost_no_updates_when_one_of_two_copies_of_a_shard_is_killed(
+    server: ServerProgram,
+) -> None:
+    """The other copy has every update that was acknowledged, once, and the next copy gets them from it."""
+    lossy = ("parallel.server.direct=false", "parallel.server.copies=2", "recovery.frozen_after_s=5")
+    process = server.start(
+        *lossy, "task_options.pace_s=0.5", "train.epochs=2", RAY_testing_rpc_failure=LOSSES
+    )
+    server.sees(lambda: len(server.named("update")) >= 5, 120)
+    server.strike("shard_000", signal.SIGKILL)
+    server.sees(lambda: server.named("shard_copy_lost"), 20)
+    assert server.trains_on(5)
+    server.sees(lambda: server.named("shard_copy_added"), 90)
+    server.hurry()
+    output = output_of(process, 150)
+    assert process.returncode == 0, output
+    assert server.counts == {2.0: SAMPLES}
+    assert server.summary["lost_updates"] == 0
+    assert server.summary["gradients"]["applied"] == 2 * SAMPLES // 4
+    assert not server.named("rolled_back", "failure")
     made_again(server)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_train.rules.resources import Bundle, missing, occupied
+from dist_train.rules.resources import Bundle, missing, node_by_node, occupied
 
 ONE_CPU = Bundle("a worker", {"CPU": 1.0})
 SERVER = Bundle("the server", {"CPU": 2.0})
@@ -66,3 +66,11 @@ def test_a_busy_cluster_is_described_by_what_is_free_of_what_is_needed(
     free: list[dict[str, float]], text: str
 ) -> None:
     assert occupied(free, [ONE_CPU] * 3) == text
+
+
+def test_bundles_of_the_same_needs_follow_each_other_node_by_node() -> None:
+    server, worker = {"CPU": 2.0}, {"CPU": 1.0}
+    nodes = ["b", "a", "b", "a", "c"]
+    order = node_by_node(nodes, [server, worker, worker, worker, worker])
+    assert [nodes[place] for place in order] == ["b", "b", "a", "a", "c"]
+    assert order == [0, 2, 1, 3, 4]

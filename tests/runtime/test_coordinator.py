@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from dist_train.errors import DONE, INTERRUPTED, TrainingError
+from dist_train.errors import DONE, FAILED, INTERRUPTED, ConfigError, TrainingError
 from dist_train.rules.decisions import Action, Answer, Returned, Take
 from dist_train.rules.liveness import Beat
 from dist_train.rules.messages import FIRST, Push, Reply
@@ -18,6 +19,7 @@ from dist_train.rules.sampling import Run
 from dist_train.rules.terms import Start
 from dist_train.runtime import children
 from dist_train.runtime import coordinator as coordinators
+from dist_train.runtime import run_dir as directories
 from dist_train.runtime.coordinator import Coordinator
 from dist_train.runtime.holdings import Kept
 from dist_train.runtime.letters import Hello, Order, Pulse, Want
@@ -72,6 +74,7 @@ class PlainRun:
         self.events: list[dict[str, Any]] = []
         self.pushed_to_records: list[int] = []
         self.records_fail = False
+        self.waited = False
 
     @property
     def records(self) -> Any:
@@ -102,6 +105,9 @@ class PlainRun:
     def shown(self) -> list[Any]:
         return []
 
+    def wait_for_records(self) -> None:
+        self.waited = True
+
 
 async def at_once() -> None: ...
 
@@ -119,7 +125,7 @@ PLAIN_MEMORIES = SimpleNamespace(knows=lambda push: False)
 
 class World:
     def __init__(self) -> None:
-        self.coordinator = Coordinator(cast(Order, SimpleNamespace(run_dir=Path())))
+        self.coordinator = Coordinator(cast(Order, SimpleNamespace(run_dir=Path(), word="")))
         self.coordinator._pump = cast(Any, PLAIN_PUMP)
         self.coordinator._memories = cast(Any, PLAIN_MEMORIES)
         self.run = cast(PlainRun, self.coordinator._run)
@@ -149,6 +155,19 @@ def play(story: Story) -> World:
 
 def push(sequence: int, member: int = 0, incarnation: int = 0) -> Push:
     return Push(member, incarnation, sequence, sequence, FIRST, 4, 1.0)
+
+
+def test_the_end_is_told_when_the_records_are_written() -> None:
+    """Whoever hears of it ends the process."""
+
+    async def story(world: World) -> None:
+        assert (await world.coordinator.news(0)).status is None
+        assert not world.run.waited
+        world.coordinator._end(FAILED, "why")
+        assert (await world.coordinator.news(1)).status == FAILED
+        assert world.run.waited
+
+    play(story)
 
 
 def test_news_asked_for_twice_at_once_are_the_same_and_nothing_wanted_is_lost() -> None:
@@ -304,3 +323,14 @@ class TestTheEnd:
             assert await self.ended(world) == DONE
 
         assert play(story).run.finished_as == ["done"]
+
+
+@pytest.mark.parametrize(("attempt", "kind"), [(0, ConfigError), (1, TrainingError)])
+def test_on_a_machine_with_another_run_directory_it_makes_none_and_refuses_or_later_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(directories, "SEEN_AFTER_S", 0.0)
+    order = SimpleNamespace(run_dir=tmp_path / "run", word="left elsewhere", attempt=attempt)
+    with pytest.raises(kind, match=f"{socket.gethostname()} is not the one that the run was started in"):
+        Coordinator(cast(Order, order))
+    assert list(tmp_path.iterdir()) == []

@@ -62,7 +62,9 @@ class PlainCluster:
         return [actor for actor in self.actors if actor.cls == cls]
 
 
-def crew_on(cluster: PlainCluster, gpus: int = 0, device: str = "auto", **parallel: int) -> Crew:
+def crew_on(
+    cluster: PlainCluster, gpus: int = 0, device: str = "auto", word: str = "", **parallel: int
+) -> Crew:
     config = Config.model_validate(
         {
             "name": "t",
@@ -72,7 +74,8 @@ def crew_on(cluster: PlainCluster, gpus: int = 0, device: str = "auto", **parall
             "optimizer": {"name": "sgd", "lr": 0.1},
         }
     )
-    order = Order(config, Path("run"), "none", 0, int(config.parallel.workers), "launcher", "CPU")
+    workers = int(config.parallel.workers)
+    order = Order(config, Path("run"), "none", 0, workers, "launcher", "CPU", word=word)
     return Crew(cast(Cluster, cluster), cast(Reservation, None), order, {}, gpus)
 
 
@@ -127,3 +130,12 @@ def test_every_event_has_a_number_of_its_own_so_that_a_repeated_call_is_known() 
     asyncio.run(record())
     coordinator = cast(PlainActor, crew.coordinator)
     assert [arguments[0] for _, arguments in coordinator.heard] == [1, 2]
+
+
+def test_every_process_is_told_the_word_by_which_the_run_directory_is_known() -> None:
+    cluster = PlainCluster()
+    crew = crew_on(cluster, word="left here")
+    asyncio.run(crew.replace_shard(0))
+    crew.start_member(0, 0)
+    ((order,), shard, (assignment,)) = (actor.arguments for actor in cluster.actors)
+    assert order.word == assignment.word == shard[-1] == "left here"

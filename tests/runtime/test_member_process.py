@@ -44,10 +44,12 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 class Trainee(MemberProcess):
     """Worker 3, the second of its group; all it does is fail with ``error``, if there is one."""
 
-    def __init__(self, run_dir: Path, error: BaseException | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, error: BaseException | None = None, word: str = "", incarnation: int = 5
+    ) -> None:
         config: Any = SimpleNamespace(parallel=SimpleNamespace(group_size=2))
         coordinator: Any = None
-        super().__init__(Assignment(config, run_dir, 4, 3, 1, 5, 1, coordinator))
+        super().__init__(Assignment(config, run_dir, 4, 3, 1, incarnation, 1, coordinator, word=word))
         self.error = error
         self.places: list[Place] = []
 
@@ -135,3 +137,21 @@ class TestAGroupMeets:
         run(process, ("10.0.0.7", 4321))
         (place,) = process.places
         assert (place.rank, place.workers, place.attempt, place.listen_fd) == (1, 2, 5, None)
+
+
+class TestOnAMachineWithAnotherRunDirectory:
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(directories, "SEEN_AFTER_S", 0.0)
+
+    @pytest.mark.parametrize(("incarnation", "status"), [(0, REFUSED), (1, FAILED)])
+    def test_it_refuses_the_run_or_as_a_successor_fails_alone(
+        self, tmp_path: Path, incarnation: int, status: int
+    ) -> None:
+        process = Trainee(tmp_path / "run", word="left elsewhere", incarnation=incarnation)
+        ended = run(process)
+        assert ended.status == status
+        assert "give a --run-dir on storage that all machines of the cluster share" in ended.error
+        assert process.places == []
+        assert process.heart.closed == 1
+        assert list(tmp_path.iterdir()) == []

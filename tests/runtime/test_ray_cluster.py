@@ -20,6 +20,7 @@ import pytest
 from dist_train.errors import ConfigError
 from dist_train.rules.resources import Bundle
 from dist_train.runtime import ray_cluster
+from dist_train.runtime.access import TURNED_AWAY, knock_at_head
 from dist_train.runtime.place import set_variables
 from dist_train.runtime.ray_cluster import Actor, Cluster
 from dist_train.runtime.reaper import Reaper, marked
@@ -113,6 +114,9 @@ class TestALocalRay:
             metadata = [("authorization", f"Bearer {token}")]
             call = nodes.future(b"", metadata=metadata, timeout=10)
             assert call.code() == answer
+
+    def test_turns_away_a_stranger_at_its_head(self, cluster: Cluster) -> None:
+        assert knock_at_head(cluster.address) == TURNED_AWAY
 
     def test_leaves_sigterm_to_the_program(self, cluster: Cluster) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from dist_train.errors import ConfigError
 from dist_train.runtime import run_dir
-from dist_train.runtime.run_dir import Lock
+from dist_train.runtime.run_dir import Lock, another_than, word_in
 
 NOON = datetime(2026, 3, 1, 12, 0, 5)
 
@@ -192,3 +193,37 @@ def test_gpus_are_counted_as_cuda_would_show_them(monkeypatch, installed, visibl
 def test_importing_the_run_directory_and_launcher_imports_no_torch():
     code = "import sys, dist_train.runtime.launcher; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestTheSameDirectoryOnAnotherMachine:
+    @pytest.fixture
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_dir, "SEEN_AFTER_S", 0.0)
+
+    def test_is_known_by_the_word_of_its_user(self, tmp_path: Path) -> None:
+        with Lock(tmp_path):
+            word = word_in(tmp_path)
+            assert word
+            assert another_than(word, tmp_path) is None
+        assert word_in(tmp_path) == ""
+        with Lock(tmp_path):
+            assert word_in(tmp_path) not in ("", word)
+
+    @pytest.mark.usefixtures("impatient")
+    def test_is_told_from_one_without_a_user_and_from_one_of_another(self, tmp_path: Path) -> None:
+        said = another_than("left elsewhere", tmp_path / "none")
+        assert said is not None
+        assert f"{tmp_path / 'none'} on host {socket.gethostname()} is not the one that" in said
+        with Lock(tmp_path):
+            said = another_than("left elsewhere", tmp_path)
+        assert said is not None
+        assert "belongs to another run" in said
+
+    def test_may_be_seen_late(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Lock(tmp_path / "here"):
+            word = word_in(tmp_path / "here")
+            monkeypatch.setattr(
+                run_dir.time, "sleep", lambda s: (tmp_path / "here").rename(tmp_path / "there")
+            )
+            assert another_than(word, tmp_path / "there") is None
+            (tmp_path / "there").rename(tmp_path / "here")

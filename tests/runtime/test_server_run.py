@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from torch.distributed import HashStore
 from worker_group import Seat
 
 from dist_train.config.schema import Config
-from dist_train.errors import INTERRUPTED, Mismatch
+from dist_train.errors import INTERRUPTED, Mismatch, TrainingError
 from dist_train.rules.decisions import Action, Answer, Step
 from dist_train.rules.durations import UNDECIDED
 from dist_train.rules.ledger import Ledger
@@ -28,6 +29,7 @@ from dist_train.runtime import server_run
 from dist_train.runtime.letters import Hello, Order
 from dist_train.runtime.remote import Process
 from dist_train.runtime.server_run import ServerRun
+from dist_train.watch.records import JsonLines
 
 SAMPLES = 16
 
@@ -217,6 +219,54 @@ class TestAnUpdate:
 
         (lost,) = play(tmp_path, story).events("rolled_back")
         assert (lost["from_step"], lost["step"], lost["era"], lost["lost_updates"]) == (3, 0, 1, 3)
+
+
+def test_a_disk_that_stands_still_holds_up_the_checkpoint_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, write = threading.Event(), JsonLines.write
+
+    def write_when_it_moves(lines: JsonLines, record: Mapping[str, Any]) -> None:
+        assert disk.wait(20)
+        write(lines, record)
+
+    async def story(world: World) -> None:
+        await world.meet()
+        world.run.wait_for_records()
+        monkeypatch.setattr(JsonLines, "write", write_when_it_moves)
+        # As the event loop does, which answers everybody.
+        world.update()
+        written: list[int] = []
+        monkeypatch.setattr(
+            world.run.holdings, "save", lambda *save: written.append(len(world.events("update")))
+        )
+        await world.run.start_saving(world.area)
+        assert world.events("update") == written == []
+        disk.set()
+        await world.run.saved()
+        assert written == [1], "the checkpoint came before the log of how it came about"
+
+    play(tmp_path, story)
+
+
+def test_a_full_disk_is_told_once_from_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(lines: JsonLines, record: Mapping[str, Any]) -> None:
+        raise TrainingError("events.jsonl: cannot be written (No space left on device); free its disk")
+
+    async def story(world: World) -> None:
+        await world.meet()
+        world.run.wait_for_records()
+        world.run.shown()
+        monkeypatch.setattr(JsonLines, "write", full)
+        world.update()
+        world.update()
+        world.run.wait_for_records()
+        ((verb, (text,)),) = world.run.shown()
+        assert (verb, text.partition(" (")[0]) == ("warning", "events.jsonl: cannot be written")
+
+    play(tmp_path, story)
 
 
 class TestTheEnd:

@@ -12,6 +12,7 @@ import server_runs
 import torch
 from torch import Tensor
 
+from dist_train.errors import ConfigError
 from dist_train.exchange.areas import areas, checksum, held
 from dist_train.exchange.published import PublishedReader
 from dist_train.exchange.segments import Segment
@@ -20,6 +21,7 @@ from dist_train.rules.messages import Version
 from dist_train.rules.referee import Start
 from dist_train.rules.sampling import Position
 from dist_train.rules.schedule import Scheduled
+from dist_train.runtime import run_dir as directories
 from dist_train.runtime import shard_process
 from dist_train.runtime.commands import (
     Apply,
@@ -71,7 +73,7 @@ class World:
 
     def __init__(self, deterministic: bool = True) -> None:
         self.coordinator = PlainCoordinator(deterministic)
-        self.shard = ShardProcess(0, 0, cast(Actor, self.coordinator), Path("shard.log"))
+        self.shard = ShardProcess(0, 0, cast(Actor, self.coordinator), Path(), "")
         asyncio.run(self.shard.build())
         _, kept = self.coordinator.holdings.begin(Start(0, 0, Position(0, 0), ()))
         self.scalars = kept.scalars
@@ -269,3 +271,12 @@ class TestAVersionThatIsLent:
         world, _ = self.lent()
         world.obey(Load(0, 1, 0, world.scalars))
         assert world.shard.read(Version(0, 1)) is None
+
+
+def test_a_shard_on_a_machine_with_another_run_directory_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directories, "SEEN_AFTER_S", 0.0)
+    with pytest.raises(ConfigError, match="give a --run-dir on storage that all machines"):
+        ShardProcess(0, 0, cast(Actor, None), tmp_path / "run", "left elsewhere")
+    assert list(tmp_path.iterdir()) == []

@@ -24,11 +24,13 @@ import yaml
 
 from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError
 from dist_train.runtime import submit
+from dist_train.runtime.access import TURNED_AWAY, knock_at_jobs
 from dist_train.runtime.reaper import Reaper
 from dist_train.runtime.submit import Submission, entrypoint_of, send
 
 ROOT = Path(__file__).parents[2]
 TASK = ROOT / "tests" / "faults" / "counting_task.py"
+RUN_DIR = Path("/shared/run")
 REPLICAS = ("replica_0", "replica_1")
 SETTINGS: dict[str, Any] = {
     "name": "sent",
@@ -110,13 +112,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def status_of(stand: Stand, **more: Any) -> int:
-    return send(Submission("http://127.0.0.1:1", Path("sent.yaml"), **more), lambda address: stand)
+    return send(Submission("http://127.0.0.1:1", Path("sent.yaml"), RUN_DIR, **more), lambda address: stand)
 
 
 class TestWhatIsSent:
     def test_is_the_same_run_on_the_cluster_of_the_job(self, folder: Path) -> None:
         submission = Submission(
-            "http://head:8265", Path("sent.yaml"), ("name=a b", "seed=1"), Path("/shared/run"), "none"
+            "http://head:8265", Path("sent.yaml"), RUN_DIR, ("name=a b", "seed=1"), "none"
         )
         command = entrypoint_of(submission).split("; ")[1]
         assert shlex.split(command) == [
@@ -131,7 +133,7 @@ class TestWhatIsSent:
         stand_in = folder / "python"
         stand_in.write_text(f"#!/bin/sh\ntrap 'exit {status}' TERM\nkill -TERM $PPID\nkill -TERM $$\n")
         stand_in.chmod(0o755)
-        entrypoint = entrypoint_of(Submission("http://head:8265", Path("sent.yaml")))
+        entrypoint = entrypoint_of(Submission("http://head:8265", Path("sent.yaml"), RUN_DIR))
         environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
         answer = subprocess.run(
             ["/bin/bash", "-c", entrypoint], env=environment, capture_output=True, text=True, check=False
@@ -148,7 +150,7 @@ class TestWhatIsSent:
 
     def test_is_named_from_the_working_directory(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir("/")
-        submission = Submission("http://head:8265", folder / "sent.yaml", working_dir=folder)
+        submission = Submission("http://head:8265", folder / "sent.yaml", RUN_DIR, working_dir=folder)
         assert " run sent.yaml " in entrypoint_of(submission)
 
 
@@ -159,7 +161,7 @@ class TestARefusal:
         def nobody(address: str) -> submit.Jobs:
             raise AssertionError("asked the cluster")
 
-        given = {"address": "http://127.0.0.1:1", "config": Path("sent.yaml"), **changes}
+        given = {"address": "http://127.0.0.1:1", "config": Path("sent.yaml"), "run_dir": RUN_DIR, **changes}
         with pytest.raises(ConfigError) as refused:
             send(Submission(**given), nobody)
         return str(refused.value)
@@ -176,10 +178,17 @@ class TestARefusal:
         inner.mkdir()
         assert "give --working-dir a folder that holds it" in self.refuse(working_dir=inner)
 
+    @pytest.mark.parametrize("run_dir", [None, Path("runs/mine")])
+    def test_of_a_run_whose_model_would_be_deleted_with_its_job(
+        self, folder: Path, run_dir: Path | None
+    ) -> None:
+        said = self.refuse(run_dir=run_dir)
+        assert "which Ray deletes; give the path of a directory on storage that all machines" in said
+
     def test_of_a_cluster_open_to_strangers(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         with pytest.raises(ConfigError, match="without a token"):
-            send(Submission("http://10.0.0.7:8265", Path("sent.yaml")))
+            send(Submission("http://10.0.0.7:8265", Path("sent.yaml"), RUN_DIR))
 
 
 class TestTheEnd:
@@ -323,12 +332,13 @@ def wait_for(url: str, token: str) -> None:
 @pytest.mark.processes
 @pytest.mark.timeout(240)
 def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, head: Head) -> None:
-    with head.submit(folder, RAY_AUTH_TOKEN="0" * 64) as stranger:
+    run = ["--run-dir", str(folder / "run")]
+    with head.submit(folder, *run, RAY_AUTH_TOKEN="0" * 64) as stranger:
         output, _ = stranger.communicate(timeout=60)
     assert stranger.returncode == REFUSED, output
     assert "the cluster wants its token" in output
+    assert knock_at_jobs(head.url) == TURNED_AWAY
 
-    run = ["--run-dir", str(folder / "run")]
     # Slow enough not to end by itself first.
     with head.submit(folder, "task_options.pace_s=0.2", *run) as process:
         assert process.stdout is not None
