@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dist_train.core.tensor_files import FileRecord, read_tensors, write_tensors
 from dist_train.errors import TrainingError
-from dist_train.exchange.board import KEPT
+from dist_train.exchange.board import KEPT, PostGone
 from dist_train.layout import replica_folder
 
 # What file systems without hard links answer; there, of two posts at one moment the last one stays.
@@ -97,7 +97,9 @@ class FolderBoard:
                 raise TrainingError(f"{file}: not the snapshot that replica {replica} posted; left out")
             return read_tensors(file)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise TrainingError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
+            # The note is the first that goes.
+            kind = TrainingError if self._note(replica, version).exists() else PostGone
+            raise kind(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
 
     def _versions(self, replica: int) -> list[int]:
         return sorted(int(note.stem) for note in self._place(replica).glob("[0-9]*.json"))
