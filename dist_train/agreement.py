@@ -15,10 +15,11 @@ Measure = Literal["kl", "cross_entropy", "squared_error"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """How a task's predictions become scores: ``of`` those of a model's own loss, ``by`` another model's."""
+    """How a task's predictions become scores: ``of`` those of a model's own loss, ``by`` other models, of the
+    same batch: without gradients, and whatever they draw leaves the student's random numbers as they are."""
 
     of: Callable[[Tensor], Tensor]
-    by: Callable[[nn.Module, Any], Tensor]
+    by: Callable[[Sequence[nn.Module], Any], list[Tensor]]
 
 
 def agreement(student: Tensor, teachers: Sequence[Tensor], measure: Measure, temperature: float) -> Tensor:

@@ -91,7 +91,7 @@ def serve(config: Config, connection: Connection, run: RunOfAll, open_server: Op
         member = Member(config, Learner(config, task, state, coupling, at), server, flat, turn, place)
         begin(member, workers, inner)
         learner = member.learner
-        turn.figures = lambda: replica.with_lessons(learner.figures())
+        turn.figures = lambda: replica.with_lessons(learner.figures(), turn.version.number)
         replica.take_newest(turn.version.number)
         try:
             train(member)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Post:
 
     ``turn`` counts the groups of its replica before its own, ``rank`` the workers of the group before it.
     ``life`` is another one at each start. ``stops_at`` says whether all workers are known to stop at a
-    boundary or before; ``phase`` is told where this one is.
+    boundary or before.
     """
 
     number: int
@@ -53,7 +54,6 @@ class Post:
     turn: int = 0
     life: str = ""
     stops_at: Callable[[int], bool] = lambda boundary: False
-    phase: Callable[[str, int], None] = lambda name, step: None
 
 
 class Replica:
@@ -69,13 +69,21 @@ class Replica:
         self._lessons = Lessons(device)
         self.student = Student(config, post.collective)
         self._posted: PostedTeachers | None = None
+        self._said: Peers | None = None
         self._line: Line | None = None
-        # How many workers of the group have a batch of that number in the next update.
-        self.workers_with: Callable[[int], int] = lambda batch: post.collective.workers
+        self._workers_with: Callable[[int], int] = lambda batch: post.collective.workers
+        self._waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def at_work(
+        self, workers_with: Callable[[int], int], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Say how many workers of the group have a batch of that number in the next update, and in which
+        context this one waits for other replicas."""
+        self._workers_with, self._waiting = workers_with, waiting
 
     def coupled(self, inside: Coupling, task: Task, progress: Progress) -> Coupling:
         """Add what is learnt from teachers to what couples the workers of this replica."""
-        terms, outputs = self._config.codistill, outputs_of(task)
+        terms, outputs = self._config.codistill, outputs_of(task, self._device)
         if terms is not None:
             teachers = self._peers(terms) if terms.by_prediction else self._from_the_board(terms, outputs.by)
             inside = Codistillation(inside, terms, teachers, outputs.of, progress, self._lessons)
@@ -90,8 +98,8 @@ class Replica:
             FolderBoard(post.run_dir.parent / BOARD, terms.keep_posts),
             predict,
             post.collective,
-            # One thread: a post and what is read for the next change follow one another.
-            ThreadPoolExecutor(1, thread_name_prefix="board"),
+            # One thread for a post, one for reading: what waits for a post may be gone when its turn comes.
+            ThreadPoolExecutor(2, thread_name_prefix="board"),
             None if terms.schedule is None else self._following(terms, Path(terms.schedule)),
             # Leases come one by one: what comes after them is not known.
             SideStream(self._device) if self._device.type == "cuda" and not parallel.has_server else None,
@@ -102,24 +110,29 @@ class Replica:
     def _following(self, terms: Codistill, run_dir: Path) -> Following:
         post, script = self._post, script_of(run_dir, self.number, self._teachers(terms))
         patience_s = self._config.parallel.timeout_s
-        return Following(script, patience_s, post.stops_at, lambda step: post.phase("waiting", step))
+        return Following(script, patience_s, post.stops_at, lambda: self._waiting())
 
     def _peers(self, terms: Codistill) -> Peers:
         line, post = Line(relay_address()), self._post
         seat = Seat(self.number, post.rank, post.life, self._teachers(terms))
         self._line = line
-        return Peers(
+        self._said = Peers(
+            seat.teachers,
             lambda place, workers, scores: line.ask("swap", seat, place, workers, scores),
-            lambda batch: self.workers_with(batch),
+            lambda batch: self._workers_with(batch),
+            lambda: self._waiting(),
         )
+        self._said.on_event = _log
+        return self._said
 
     def _teachers(self, terms: Codistill) -> tuple[int, ...]:
         return teachers_of(self.number, self._config.parallel.replicas, terms.topology)
 
     def on_event(self, tell: Callable[[dict[str, Any]], None]) -> None:
         """Have changes of teachers told to ``tell``, and not to the log."""
-        if self._posted is not None:
-            self._posted.on_event = tell
+        for teachers in (self._posted, self._said):
+            if teachers is not None:
+                teachers.on_event = tell
 
     # -- figures ---------------------------------------------------------------------------------------
 
@@ -135,12 +148,13 @@ class Replica:
         age = {"teacher_age": float(updates - min(versions.values()))} if versions else {}
         return {**soft, "agreement": agreement, **age}
 
-    def with_lessons(self, figures: Figures) -> Figures:
-        """Add what a member of a parameter server has learnt since its last gradient."""
+    def with_lessons(self, figures: Figures, updates: int) -> Figures:
+        """Add what a member of a parameter server has learnt in the gradient that it computed after
+        ``updates``, and from whom."""
         if self._posted is None:
             return figures
-        versions = tuple(self._posted.versions.items())
-        return replace(figures, agreement=self._lessons.own(), teachers=versions)
+        versions, without = tuple(self._posted.teaching(updates).items()), self._posted.gone
+        return replace(figures, agreement=self._lessons.own(), teachers=versions, without=without)
 
     # -- beginning and end -----------------------------------------------------------------------------
 
@@ -164,9 +178,9 @@ class Replica:
             self._posted.settle()
 
     def close(self) -> None:
+        # Whoever is told of events may have ended before.
+        self.on_event(_log)
         if self._posted is not None:
-            # Whoever is told of events may have ended before.
-            self._posted.on_event = _log
             self._posted.close()
         if self._line is not None:
             self._line.close()

@@ -64,7 +64,7 @@ class Student:
         self._teachers = load_teachers(self._config, device)
         self._lessons = Lessons(device)
         models = [model for teacher in self._teachers for model in teacher.models]
-        return Distillation(inside, terms, models, outputs_of(task), self._lessons.agreed)
+        return Distillation(inside, terms, models, outputs_of(task, device), self._lessons.agreed)
 
     def refuse_unfit(self, pupil: Pupil) -> None:
         """Raise ConfigError where a teacher does not predict what the student learns to."""
@@ -102,16 +102,17 @@ def refuse_unfit(config: Config, terms: Distill, teachers: Sequence[Teacher], pu
     Raises ConfigError where a teacher cannot be asked or has other classes than the student, and where
     predictions are no class scores and so have no probabilities to agree on.
     """
-    numerics, outputs = pupil.numerics, outputs_of(pupil.task)
+    numerics, outputs = pupil.numerics, outputs_of(pupil.task, pupil.numerics.device)
     batch = numerics.place(_one_sample(pupil.data, config.data))
     training = pupil.model.training
-    with torch.no_grad(), generators_untouched(numerics.device), numerics.context():
-        own = outputs.by(pupil.model.eval(), batch)
+    with numerics.context():
+        (own,) = outputs.by([pupil.model.eval()], batch)
         pupil.model.train(training)
         _refuse_no_scores(terms, own)
         for teacher in teachers:
             for model in teacher.models:
-                _refuse_other(teacher, _asked(teacher, partial(outputs.by, model, batch)), own)
+                (taught,) = _asked(teacher, partial(outputs.by, [model], batch))
+                _refuse_other(teacher, taught, own)
 
 
 def _one_sample(dataset: Dataset[Any], data: Data) -> Any:
@@ -128,7 +129,7 @@ def _refuse_no_scores(terms: Distill, own: Tensor) -> None:
         )
 
 
-def _asked(teacher: Teacher, ask: Callable[[], Tensor]) -> Tensor:
+def _asked(teacher: Teacher, ask: Callable[[], list[Tensor]]) -> list[Tensor]:
     try:
         return ask()
     except Exception as error:

@@ -77,12 +77,12 @@ def work(config: Config, connection: Connection, given: Assignment, stop: StopAg
     with connection.collective(facts_of(config, state)) as collective, ExitStack() as parts:
         rank, workers, phase = place.rank, place.workers, connection.phase
         at = Workplace(rank, workers, numerics, collective, phase, place.number, place.replica, place.attempt)
-        post = Post(place.replica, given.run_dir, collective, rank, 0, given.attempt, stop.agreed_at, phase)
+        post = Post(place.replica, given.run_dir, collective, rank, 0, given.attempt, stop.agreed_at)
         replica = Replica(config, post, connection.device)
         parts.callback(replica.close)
         coupling = replica.coupled(AllReduce(config.parallel, rank, workers), task, by_count(state))
         learner = Learner(config, task, state, coupling, at)
-        replica.workers_with = learner.workers_with
+        replica.at_work(learner.workers_with, learner.waiting)
         replica.student.refuse_unfit(Pupil(task, state.model, learner.validation_data, numerics))
         training = _open(config, connection, given, learner, replica, stop, parts)
         status = _finish(training, connection, given, interrupted=_train(training))

@@ -15,6 +15,7 @@ from dist_train.config import load_config
 from dist_train.core.folder_board import FolderBoard
 from dist_train.couplings.allreduce import AllReduce
 from dist_train.exchange.collective import Alone
+from dist_train.exchange.server import Figures
 from dist_train.replica import Post, Progress, Replica
 from dist_train.runtime.line import Line
 from dist_train.runtime.place import relay_variables
@@ -57,7 +58,7 @@ def test_the_line_to_the_relay_is_closed_in_the_end(tmp_path: Path, monkeypatch:
     assert relay.close()
 
 
-def test_the_age_told_is_that_of_teachers_that_are_used(tmp_path: Path) -> None:
+def test_the_lag_told_is_that_of_teachers_that_teach(tmp_path: Path) -> None:
     replica = made(tmp_path, topology="all", max_age=10)
     board = FolderBoard(tmp_path / "board")
     board.post(1, 4, dict(nn.Linear(2, 2).state_dict()))
@@ -67,6 +68,19 @@ def test_the_age_told_is_that_of_teachers_that_are_used(tmp_path: Path) -> None:
         replica._lessons.agreed(torch.tensor(0.5), 1.0)
         return replica.figures(updates)
 
-    assert told(14) == {"agreement": 0.5, "teacher_age": 10.0}
-    assert told(15) == {"agreement": 0.5}
+    assert told(15) == {"agreement": 0.5, "teacher_age": 11.0}
+    assert told(16) == {"agreement": 0.5}
+    replica.close()
+
+
+def test_a_gradient_names_those_that_taught_it_and_those_it_goes_on_without(tmp_path: Path) -> None:
+    replica = made(tmp_path, topology="all", max_age=10)
+    FolderBoard(tmp_path / "board").post(1, 4, dict(nn.Linear(2, 2).state_dict()))
+    replica.take_newest(5)
+    assert replica._posted is not None
+    told = []
+    for updates in (15, 16):
+        replica._posted.after(updates)
+        told.append(replica.with_lessons(Figures(), updates))
+    assert [(each.teachers, each.without) for each in told] == [(((1, 4),), ()), ((), (1,))]
     replica.close()

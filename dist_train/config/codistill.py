@@ -8,8 +8,9 @@ from pydantic import Field
 
 from dist_train.config.section import NonNegative, NonNegativeInt, Positive, PositiveInt, Section
 
-# A teacher that has posted nothing for so many intervals is gone.
-INTERVALS_TO_LIVE = 20
+# A teacher of which nothing newer has come for so many intervals is gone; but an interval of a few updates is
+# soon over, and a post takes its time.
+INTERVALS_TO_LIVE, LEAST_TO_LIVE = 20, 1000
 
 
 class Codistill(Section):
@@ -34,8 +35,10 @@ class Codistill(Section):
     # labels), or squared_error (of the scores).
     loss: Literal["kl", "cross_entropy", "squared_error"] = "kl"
     # Divides the scores of both before the softmax; its square multiplies the loss (Hinton et al. 2015).
+    # squared_error has none.
     temperature: Positive = 1.0
-    # A teacher that is further behind is left out; null: 20 intervals.
+    # A teacher is left out after so many updates without anything newer of it; null: 20 intervals, at least
+    # 1,000 updates.
     max_age: PositiveInt | None = None
     # Posts of each replica that stay on the board. all: a replay and a schedule need those that were used.
     keep_posts: Annotated[int, Field(ge=2, strict=True)] | Literal["all"] = 3
@@ -51,4 +54,6 @@ class Codistill(Section):
 
     @property
     def max_age_in_force(self) -> int:
-        return INTERVALS_TO_LIVE * self.interval if self.max_age is None else self.max_age
+        if self.max_age is not None:
+            return self.max_age
+        return max(INTERVALS_TO_LIVE * self.interval, LEAST_TO_LIVE)

@@ -4,6 +4,11 @@ A post is two files: the tensors, under a name of their own, and ``replica_0/000
 them and the size and the SHA-256 that they must have. The second, linked into place once the first is whole,
 is what makes it a post. The first post of a version stays: others may have learnt from it, and two groups of
 a replica, whose batch-norm statistics differ, may post one version.
+
+A replica that loses updates with a shard of its parameter server does not begin anew here: what it posted of
+the lost updates stays up, and of these versions it posts nothing else. Until it is past them the others learn
+from its lost life, which is a model like any other; no replay could read a post that was taken down after
+they had taken it up.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from torch import Tensor
 
 from dist_train.core.tensor_files import FileRecord, read_tensors, write_tensors
 from dist_train.errors import TrainingError
-from dist_train.exchange.board import KEPT
+from dist_train.exchange.board import KEPT, PostGone
 from dist_train.layout import replica_folder
 
 # What file systems without hard links answer; there, of two posts at one moment the last one stays.
@@ -96,7 +101,12 @@ class FolderBoard:
             if found != record.sha256:
                 raise TrainingError(f"{file}: not the snapshot that replica {replica} posted; left out")
             return read_tensors(file)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, TrainingError) as error:
+            if not self._note(replica, version).exists():
+                # The note is the first that goes.
+                raise PostGone(f"{file}: cannot be read, as it is not there any more") from error
+            if isinstance(error, TrainingError):
+                raise
             raise TrainingError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
 
     def _versions(self, replica: int) -> list[int]:

@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -93,6 +93,7 @@ class Learner:
         self._window_steps = 0
         self._window_samples = 0
         self._window_start = time.perf_counter()
+        self._in_phase = "starting"
 
     @cached_property
     def train_data(self) -> Dataset[Any]:
@@ -163,6 +164,15 @@ class Learner:
         counted.updates += 1
         counted.samples += taken.count
         counted.cursor = self._order.after(counted.cursor)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait inside for other replicas, which is none of this worker's own work; nor does it hang then."""
+        interrupted = self._in_phase
+        self._phase("waiting")
+        with self._clock.waiting():
+            yield
+        self._phase(interrupted)
 
     def workers_with(self, batch: int) -> int:
         """Return how many workers of the group have a batch of that number in the next update: the first."""
@@ -293,6 +303,7 @@ class Learner:
         self._batches = iter(())
 
     def _phase(self, name: str) -> None:
+        self._in_phase = name
         self._at.phase(name, self.state.counted.updates + 1)
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.agreement import Outputs
+from dist_train.core.seeds import generators_untouched
 from dist_train.core.timing import StepClock
 from dist_train.couplings import Coupling, Started
 from dist_train.errors import TrainingError
@@ -86,11 +87,15 @@ def loss_of(task: Task, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return loss, predictions
 
 
-def outputs_of(task: Task) -> Outputs:
-    """Return how the task's predictions, and another model's for the same batch, become scores."""
+def outputs_of(task: Task, device: torch.device) -> Outputs:
+    """Return how the task's predictions, and other models' for the same batch, become scores."""
 
-    def by(model: nn.Module, batch: Any) -> Tensor:
-        return scores_of(task, loss_of(task, model, batch)[1])
+    def by(models: Sequence[nn.Module], batch: Any) -> list[Tensor]:
+        if not models:
+            return []
+        # Another model is asked by the user's whole loss, which may draw random numbers.
+        with torch.no_grad(), generators_untouched(device):
+            return [scores_of(task, loss_of(task, model, batch)[1]) for model in models]
 
     return Outputs(lambda predictions: scores_of(task, predictions), by)
 

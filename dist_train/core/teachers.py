@@ -11,8 +11,8 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
-from copy import deepcopy
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,45 +20,23 @@ from torch import Tensor, nn
 
 from dist_train.config.schema import Codistill
 from dist_train.core.checkpoint import Part
+from dist_train.core.desk import GONE, NONE, UNREADABLE, WELL, Desk, seated, went
+from dist_train.core.poster import Poster
 from dist_train.core.staging import Side
-from dist_train.core.state import load_tensors, unique_tensors
-from dist_train.core.tensor_files import non_finite, snapshot
+from dist_train.core.state import unique_tensors
 from dist_train.errors import TrainingError
 from dist_train.exchange.board import Board
 from dist_train.exchange.collective import Collective
+from dist_train.rules.attendance import Attendance
 from dist_train.rules.teacher_script import Script
 from dist_train.rules.teaching import looks_every, passes, posts, teaches, weight_at
 
-NONE = -1
 _LOOK_AGAIN_S = 0.02
-# What the last post gets in the end: a file system that hangs must not keep a worker from ending.
-SETTLE_S = 10.0
 
-# What a model predicts of a batch: scores (..., classes).
-Predict = Callable[[nn.Module, Any], Tensor]
-# What there is on the board, by replica.
-Found = Mapping[int, int]
-
-
-@dataclass
-class _Desk:
-    """What a worker has of one teacher: the ``version`` in force, the one that is ``wanted`` next."""
-
-    version: int = NONE
-    wanted: int = NONE
-    model: nn.Module | None = None
-    loading: Future[dict[str, Tensor]] | None = None
-    gone: bool = False
-
-    @property
-    def loaded(self) -> int:
-        """The version that this worker could change over to."""
-        done = self.loading is not None and self.loading.done() and self.loading.exception() is None
-        return self.wanted if done else NONE
-
-    @property
-    def failed(self) -> bool:
-        return self.loading is not None and self.loading.done() and self.loading.exception() is not None
+# What models predict of a batch: scores (..., classes) of each, without gradients.
+Predict = Callable[[Sequence[nn.Module], Any], list[Tensor]]
+# A post that is being read.
+Reading = Future[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -78,14 +56,28 @@ class Among:
 class Following:
     """What an earlier run did, and how long a post may be still to come, in seconds.
 
-    ``stops_at`` says whether all workers are known to stop at a boundary or before; ``waiting`` is told the
-    update after which this one waits.
+    ``stops_at`` says whether all workers are known to stop at a boundary or before; other replicas are waited
+    for in the context ``waiting``.
     """
 
     script: Script
     patience_s: float = 300.0
     stops_at: Callable[[int], bool] = lambda boundary: False
-    waiting: Callable[[int], None] = lambda updates: None
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def until_posted(self, posting: Future[None], updates: int) -> None:
+        """Wait for a post, as any may be needed, unless all workers stop."""
+        with self.waiting():
+            while not posting.done() and not self.stops_at(updates):
+                wait([posting], _LOOK_AGAIN_S)
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What the leading worker saw on the board: each replica's ``newest`` post, and those that it read."""
+
+    newest: Mapping[int, int] = field(default_factory=dict)
+    read: Mapping[int, Reading] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,12 +119,14 @@ class PostedTeachers:
         self._background = background
         # Where changes are told of.
         self.on_event: Callable[[dict[str, Any]], None] = lambda event: None
-        self._desks = {teacher: _Desk() for teacher in among.teachers}
-        self._scanning: Future[Found] | None = None
+        patience = None if follows is None else follows.until_posted
+        self._poster = Poster(among.replica, board, background, lambda event: self.on_event(event), patience)
+        # Before the burn-in is over nobody teaches.
+        self._desks = {teacher: Desk(terms.burn_in) for teacher in among.teachers}
+        self._attendance = Attendance()
+        self._looking: Future[_Sight] | None = None
+        self._could_look = True
         self._own_newest = NONE
-        self._posting: Future[None] | None = None
-        self._posted_at = NONE
-        self._copy: dict[str, Tensor] = {}
         self._updates = self._began = 0
 
     def begin(self, model: nn.Module, updates: int) -> None:
@@ -144,7 +138,7 @@ class PostedTeachers:
             # Stopped or killed after a checkpoint, it may not have posted yet what others are to take up.
             owes = self._follows is not None and max(1, self._terms.burn_in) <= updates
             if owes and updates % self._terms.interval == 0 and self._board.newest(among.replica) != updates:
-                self._post(updates)
+                self._poster.post(model, updates)
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
         del scores
@@ -154,8 +148,7 @@ class PostedTeachers:
             self._side.before_compute()
             if foreseen.batch is batch and foreseen.teachers == teachers:
                 return foreseen.predictions
-        with torch.no_grad():
-            return [self._predict(model, batch) for _, model in teachers]
+        return self._predict([model for _, model in teachers], batch)
 
     def _foresee(self, batch: Any) -> None:
         """Begin to predict a batch for the update after the one in the making, if that is to be taught."""
@@ -164,17 +157,17 @@ class PostedTeachers:
         if weight_at(self._updates + 1, terms.weight, terms.burn_in, terms.ramp) == 0:
             return
         teachers = self.in_force(self._updates + 1)
-        with torch.no_grad(), self._side.after_compute():
-            predicted = [self._predict(model, batch) for _, model in teachers]
+        with self._side.after_compute():
+            predicted = self._predict([model for _, model in teachers], batch)
         self._foreseen = _Foreseen(batch, teachers, predicted)
 
     def in_force(self, updates: int) -> list[tuple[int, nn.Module]]:
         """Return the models to agree with in the update after ``updates``, each after its version."""
-        found = [(desk.version, desk.model) for desk in self._desks.values() if desk.model is not None]
-        return [(version, model) for version, model in found if self._is_young(version, updates)]
+        desks = [desk for desk in self._desks.values() if self._is_young(desk, updates)]
+        return [(desk.version, desk.model) for desk in desks if desk.model is not None]
 
-    def _is_young(self, version: int, updates: int) -> bool:
-        return teaches(version, updates, self._terms.max_age_in_force)
+    def _is_young(self, desk: Desk, updates: int) -> bool:
+        return teaches(desk.taken_up, updates, self._terms.max_age_in_force)
 
     def after(self, updates: int) -> None:
         before, self._updates, interval = self._updates, updates, self._terms.interval
@@ -183,44 +176,13 @@ class PostedTeachers:
         ripe = among.leads and updates >= self._terms.burn_in
         newest = max(self._own_newest, self._terms.burn_in, self._began)
         if ripe and posts(before, updates, interval, among.turn, newest):
-            self._post(updates)
+            self._poster.post(self._model, updates)
         if self._follows is not None:
             for name, version in self._follows.script.after(updates):
                 self._follow(updates, name, version)
         elif passes(before, updates, looks_every(interval)):
             self._look(updates)
-        self._tell_who_is_gone(updates)
-
-    # -- posting ---------------------------------------------------------------------------------------
-
-    def _post(self, updates: int) -> None:
-        if self._posting is not None:
-            if not self._done_with(self._posting, updates):
-                self.on_event({"event": "post_skipped", "step": updates, "reason": "the last is under way"})
-                return
-            self._tell_failed_post(self._posting.exception())
-        self._posted_at = updates
-        self._copy = snapshot(unique_tensors(self._model), self._copy)
-        self._posting = self._background.submit(self._put_up, updates, self._copy)
-
-    def _done_with(self, posting: Future[None], updates: int) -> bool:
-        """Say whether a post is done: who follows waits for it, as any may be needed, unless all stop."""
-        follows = self._follows
-        while follows is not None and not posting.done() and not follows.stops_at(updates):
-            follows.waiting(updates)
-            wait([posting], _LOOK_AGAIN_S)
-        return posting.done()
-
-    def _put_up(self, updates: int, tensors: Mapping[str, Tensor]) -> None:
-        """Post, unless it would make others predict NaN."""
-        if bad := non_finite(tensors):
-            raise TrainingError(f"update {updates}: {bad[0]} holds NaN or infinity, so nothing is posted")
-        self._board.post(self._among.replica, updates, tensors)
-
-    def _tell_failed_post(self, error: BaseException | None) -> None:
-        if error is not None:
-            text = f"board: post {self._posted_at} was not written: {error}"
-            self.on_event({"event": "post_failed", "step": self._updates, "warning": text})
+        self._tell_who_teaches(updates)
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -228,8 +190,9 @@ class PostedTeachers:
         """Change over to what all workers have loaded; agree on what to load next."""
         if not self._desks:
             return
-        newest = self._seen()
-        own = [(newest.get(name, NONE), desk.loaded, int(desk.failed)) for name, desk in self._desks.items()]
+        seen = self._seen(updates)
+        newest = {name: seen.newest[name] for name in seen.read}
+        own = [(newest.get(name, NONE), desk.loaded, desk.went) for name, desk in self._desks.items()]
         device = next(self._model.parameters()).device
         rows = self._collective.gather(torch.tensor(own, dtype=torch.int64, device=device).reshape(-1))
         said = rows.reshape(self._collective.workers, len(own), 3).tolist()
@@ -237,19 +200,25 @@ class PostedTeachers:
             candidate = said[0][place][0]
             if desk.wanted > desk.version and all(row[place][1] == desk.wanted for row in said):
                 self._change_over(updates, name, desk)
-            elif any(row[place][2] for row in said):
+            elif any(row[place][2] != WELL for row in said):
+                if any(row[place][2] == UNREADABLE for row in said):
+                    self._tell_unreadable(updates, name, desk)
                 desk.wanted, desk.loading = desk.version, None
             if desk.wanted == desk.version and candidate > desk.version:
                 desk.wanted = candidate
-                desk.loading = self._background.submit(self._board.read, name, candidate)
-        if self._among.leads and self._scanning is None:
-            self._scanning = self._background.submit(self._scan)
+                read = seen.read.get(name)
+                desk.loading = read or self._background.submit(self._board.read, name, candidate)
+        if self._among.leads and self._looking is None:
+            free = {name: desk.version for name, desk in self._desks.items() if desk.wanted == desk.version}
+            self._looking = self._background.submit(self._look_and_read, free)
 
     def _follow(self, updates: int, name: int, version: int) -> None:
         """Change over as it is written; unless all stop before it can be, which leaves it to ``restore``."""
-        tensors = self._awaited(updates, name, version)
+        assert self._follows is not None
+        with self._follows.waiting():
+            tensors = self._awaited(updates, name, version)
         if tensors is not None:
-            self._seat(self._desks[name], version, tensors)
+            self._seat(self._desks[name], version, tensors, updates)
             self.on_event({"event": "teacher", "step": updates, "replica": name, "version": version})
 
     def _awaited(self, updates: int, name: int, version: int) -> dict[str, Tensor] | None:
@@ -266,45 +235,86 @@ class PostedTeachers:
                 if time.monotonic() > deadline:
                     waited = f"codistill.schedule: waited {patience_s:g} s (parallel.timeout_s)"
                     raise TrainingError(f"{waited} for post {version} of replica {name}") from error
-                self._follows.waiting(updates)
                 time.sleep(_LOOK_AGAIN_S)
 
-    def _seen(self) -> Found:
-        """What the leading worker last found on the board."""
-        if self._scanning is None or not self._scanning.done():
-            return {}
-        scanned, self._scanning = self._scanning, None
-        found = {} if scanned.exception() is not None else scanned.result()
-        self._own_newest = found.get(self._among.replica, self._own_newest)
-        return found
+    def _seen(self, updates: int) -> _Sight:
+        """What the leading worker last saw on the board."""
+        if self._looking is None or not self._looking.done():
+            return _Sight()
+        looked, self._looking = self._looking, None
+        error, could = looked.exception(), self._could_look
+        self._could_look = error is None
+        if error is not None:
+            if could:
+                text = (
+                    f"board: cannot be looked at ({type(error).__name__}: {error}); teachers stay as they are"
+                )
+                self.on_event({"event": "board_unreadable", "step": updates, "warning": text})
+            return _Sight()
+        seen = looked.result()
+        self._own_newest = seen.newest.get(self._among.replica, self._own_newest)
+        return seen
 
-    def _scan(self) -> Found:
+    def _look_and_read(self, known: Mapping[int, int]) -> _Sight:
+        """Read what is newer than what is ``known`` at once: it may make room for newer posts at any time."""
+        newest = self._scan()
+        newer = [name for name, version in known.items() if newest.get(name, NONE) > version]
+        read = {name: self._read(name, newest[name]) for name in newer}
+        return _Sight(newest, {name: each for name, each in read.items() if went(each) != GONE})
+
+    def _read(self, name: int, version: int) -> Reading:
+        reading: Reading = Future()
+        try:
+            reading.set_result(self._board.read(name, version))
+        except Exception as error:
+            reading.set_exception(error)
+        return reading
+
+    def _scan(self) -> dict[int, int]:
         found = {name: self._board.newest(name) for name in (self._among.replica, *self._desks)}
         return {name: version for name, version in found.items() if version is not None}
 
-    def _change_over(self, updates: int, name: int, desk: _Desk) -> None:
+    def _change_over(self, updates: int, name: int, desk: Desk) -> None:
         assert desk.loading is not None
-        self._seat(desk, desk.wanted, desk.loading.result())
+        self._seat(desk, desk.wanted, desk.loading.result(), updates)
         desk.loading = None
         self.on_event({"event": "teacher", "step": updates, "replica": name, "version": desk.version})
 
-    def _seat(self, desk: _Desk, version: int, tensors: Mapping[str, Tensor]) -> None:
+    def _seat(self, desk: Desk, version: int, tensors: Mapping[str, Tensor], updates: int) -> None:
         if self._side is not None:
             # It may still be predicting with what is overwritten now.
             self._side.before_compute()
         desk.model = seated(desk.model, self._model, tensors)
         desk.version = desk.wanted = version
+        desk.taken_up = updates
 
-    def _tell_who_is_gone(self, updates: int) -> None:
-        for name, desk in self._desks.items():
-            gone = desk.model is not None and not self._is_young(desk.version, updates)
-            if gone and not desk.gone:
-                text = (
-                    f"replica {name} has posted nothing for {updates - desk.version} updates "
-                    "(codistill.max_age): training goes on without it until it does"
-                )
-                self.on_event({"event": "teacher_gone", "step": updates, "replica": name, "warning": text})
-            desk.gone = gone
+    def _tell_unreadable(self, updates: int, name: int, desk: Desk) -> None:
+        """Say of a post, once, that it cannot be read: it is tried again until there is a newer one."""
+        if desk.told_of == desk.wanted:
+            return
+        desk.told_of = desk.wanted
+        why = desk.error if desk.went == UNREADABLE else "another worker of the group cannot read it"
+        self._tell_of_post(updates, name, desk.wanted, f"post {desk.wanted} of replica {name}: {why}")
+
+    def _tell_of_post(self, updates: int, name: int, version: int, text: str) -> None:
+        event = {"event": "teacher_unreadable", "step": updates, "replica": name, "version": version}
+        self.on_event({**event, "warning": text})
+
+    def _tell_who_teaches(self, updates: int) -> None:
+        gone, back = self._attendance.now(self._who_is_gone(updates))
+        for name in gone:
+            desk = self._desks[name]
+            text = (
+                f"{'nothing' if desk.model is None else 'nothing newer'} of replica {name} could be taken up "
+                f"for {updates - desk.taken_up} updates (codistill.max_age): training goes on without it "
+                "until it posts again"
+            )
+            self.on_event({"event": "teacher_gone", "step": updates, "replica": name, "warning": text})
+        for name in back:
+            self.on_event({"event": "teacher_back", "step": updates, "replica": name})
+
+    def _who_is_gone(self, updates: int) -> list[int]:
+        return [name for name, desk in self._desks.items() if not self._is_young(desk, updates)]
 
     # -- figures and checkpoints -----------------------------------------------------------------------
 
@@ -315,7 +325,13 @@ class PostedTeachers:
 
     def teaching(self, updates: int) -> dict[int, int]:
         """The version of each teacher that teaches in the update after ``updates``, by replica."""
-        return {name: version for name, version in self.versions.items() if self._is_young(version, updates)}
+        gone = self._who_is_gone(updates)
+        return {name: version for name, version in self.versions.items() if name not in gone}
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """The replicas that training goes on without, as was told last."""
+        return tuple(sorted(self._attendance.absent))
 
     def take_newest(self, updates: int) -> None:
         """Take up at once what is on the board, before the first update; all workers of a group together."""
@@ -325,30 +341,35 @@ class PostedTeachers:
             if (version := chosen.get(str(name))) is not None:
                 self._take(updates, name, desk, version)
 
-    def _take(self, updates: int, name: int, desk: _Desk, version: int) -> None:
+    def _take(self, updates: int, name: int, desk: Desk, version: int) -> None:
         """Take up a version, if all workers of the group can read it."""
         tensors = None
         try:
             tensors = self._board.read(name, version)
         except TrainingError as error:
-            self.on_event({"event": "teacher_unreadable", "step": updates, "warning": str(error)})
+            self._tell_of_post(updates, name, version, str(error))
         readable = self._collective.gather(torch.tensor([float(tensors is not None)]))
         if tensors is not None and bool(readable.all()):
-            self._seat(desk, version, tensors)
+            self._seat(desk, version, tensors, updates)
 
     def part(self) -> Part:
-        """Return the teachers for a checkpoint, with their versions."""
+        """Return the teachers for a checkpoint, with their versions and when they were taken up.
+
+        Who follows an earlier run has its own last post on the board by then.
+        """
+        self._poster.make_sure(self._updates)
         tensors = {
             f"{name}.{key}": tensor
             for name, desk in self._desks.items()
             if desk.model is not None
             for key, tensor in unique_tensors(desk.model).items()
         }
-        return Part(tensors, {str(name): version for name, version in self.versions.items()})
+        seats = {name: [self._desks[name].version, self._desks[name].taken_up] for name in self.versions}
+        return Part(tensors, {str(name): seat for name, seat in seats.items()})
 
     def restore(self, part: Part) -> None:
         """Take the teachers of a checkpoint; one that no longer teaches is left out. Call it after begin."""
-        for text, version in part.values.items():
+        for text, seat in part.values.items():
             desk, prefix = self._desks.get(int(text)), f"{text}."
             if desk is None:
                 continue
@@ -357,41 +378,20 @@ class PostedTeachers:
                 for key, tensor in part.tensors.items()
                 if key.startswith(prefix)
             }
-            self._seat(desk, int(version), saved)
+            # Not every checkpoint says when a teacher was taken up.
+            version, taken_up = seat if isinstance(seat, list) else (seat, self._updates)
+            self._seat(desk, int(version), saved, int(taken_up))
         if self._follows is not None:
             for name, version in self._follows.script.in_force(self._updates).items():
                 if self._desks[name].version != version:
                     self._follow(self._updates, name, version)
+        # Whom it goes on without was told of before the checkpoint.
+        self._attendance.now(self._who_is_gone(self._updates))
 
     def settle(self) -> None:
         """Wait for the last post, and tell if it failed or is not done in time."""
-        posting, self._posting = self._posting, None
-        if posting is None:
-            return
-        try:
-            error = posting.exception(SETTLE_S)
-        except TimeoutError:
-            error = TrainingError(f"not done within {SETTLE_S:g} s; training ends without it")
-        self._tell_failed_post(error)
+        self._poster.settle()
 
     def close(self) -> None:
         self.settle()
         self._background.shutdown(wait=False, cancel_futures=True)
-
-
-def seated(teacher: nn.Module | None, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Give a teacher, made like the student where there is none yet, what another replica has posted."""
-    made = frozen_copy(student) if teacher is None else teacher
-    load_tensors(unique_tensors(made), tensors)
-    return made
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a copy that predicts, by its running statistics, and never learns."""
-    gradients = [parameter.grad for parameter in model.parameters()]
-    for parameter in model.parameters():
-        parameter.grad = None
-    copy = deepcopy(model).eval()
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    return copy.requires_grad_(False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,9 @@ from torch import nn
 
 from dist_train.rules.straggler import StepTimes
 
-PHASES = ("data", "forward", "backward", "communication", "update")
+PHASES = ("data", "forward", "backward", "communication", "update", "waiting")
+# What no phase is named after: where one begins, and where one is broken off to wait.
+_BEGIN, _INTERRUPTED = "begin", "interrupted"
 
 
 class Mark(Protocol):
@@ -45,7 +48,7 @@ class StepClock:
     """Adds up the time of each phase since the last ``drain``.
 
     Communication is what is left of the backward pass after the last gradient is ready: the part of the
-    exchange that computation did not hide.
+    exchange that computation did not hide. Waiting for other replicas interrupts the phase that it falls in.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -69,7 +72,16 @@ class StepClock:
 
     def begin(self) -> None:
         """Mark the beginning of what is timed next: a forward pass, or what comes after a pause."""
-        self._marks.append(("begin", self._new_mark()))
+        self._marks.append((_BEGIN, self._new_mark()))
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Take the time inside for waiting, and not for a part of the phase that goes on around it."""
+        self._marks.append((_INTERRUPTED, self._new_mark()))
+        try:
+            yield
+        finally:
+            self._marks.append(("waiting", self._new_mark()))
 
     def end(self, phase: str) -> None:
         """Mark the end of ``phase``, which began at the mark before."""
@@ -83,23 +95,32 @@ class StepClock:
         """Return the seconds of this step's forward and backward passes so far; waits for the device."""
         self._wait()
         seconds = 0.0
-        for (_, earlier), (phase, later) in zip(self._marks[-2::-1], self._marks[:0:-1], strict=True):
+        for phase, spent in self._spans():
             if phase == "update":
                 break
             if phase in ("forward", "backward"):
-                seconds += earlier.seconds_until(later)
+                seconds += spent
         return seconds
 
     def drain(self, steps: int) -> StepTimes:
         """Return the mean seconds per step since the last call; waits for the device."""
         totals = dict.fromkeys(PHASES, 0.0)
         self._wait()
-        for (_, earlier), (phase, later) in zip(self._marks, self._marks[1:], strict=False):
-            if phase != "begin":
-                totals[phase] += earlier.seconds_until(later)
+        for phase, spent in self._spans():
+            totals[phase] += spent
         totals["data"] = self._data_s
         self._marks, self._data_s = [], 0.0
         return StepTimes(**{phase: total / max(1, steps) for phase, total in totals.items()})
+
+    def _spans(self) -> Iterator[tuple[str, float]]:
+        """Yield the seconds between two marks and the phase that they belong to, the last first."""
+        around = _BEGIN
+        for (_, earlier), (phase, later) in zip(self._marks[-2::-1], self._marks[:0:-1], strict=True):
+            if phase not in (_INTERRUPTED, "waiting"):
+                around = phase
+            belongs_to = around if phase == _INTERRUPTED else phase
+            if belongs_to != _BEGIN:
+                yield belongs_to, earlier.seconds_until(later)
 
     def _wait(self) -> None:
         if self._marks and isinstance(self._marks[-1][1], CudaMark):

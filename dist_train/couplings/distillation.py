@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dist_train.agreement import Outputs, agreement
@@ -42,8 +41,7 @@ class Distillation:
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
         weight = self._terms.soft_weight
         if weight > 0 and share > 0:
-            with torch.no_grad():
-                taught = [self._outputs.by(teacher, batch) for teacher in self._teachers]
+            taught = self._outputs.by(self._teachers, batch)
             scores = self._outputs.of(predictions)
             soft = agreement(scores, taught, self._terms.loss, self._terms.temperature)
             self._note(soft.detach(), share)

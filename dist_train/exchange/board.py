@@ -17,6 +17,10 @@ from dist_train.errors import TrainingError
 KEPT = 3
 
 
+class PostGone(TrainingError):
+    """A post is not there: it has made room for newer ones, or was taken down."""
+
+
 class Board(Protocol):
     def begin(self, replica: int, updates: int) -> None:
         """Take down what a replica that begins after ``updates`` posted in a life that is undone."""
@@ -31,7 +35,7 @@ class Board(Protocol):
         """Return the version of a replica's newest post; None while it has none."""
 
     def read(self, replica: int, version: int) -> dict[str, Tensor]:
-        """Return a post; raises TrainingError when it is not there any more, or not whole."""
+        """Return a post; raises PostGone when it is not there, TrainingError when it is not whole."""
 
 
 class MemoryBoard:
@@ -61,5 +65,5 @@ class MemoryBoard:
         with self._lock:
             found = self._posts.get(replica, {}).get(version)
         if found is None:
-            raise TrainingError(f"replica {replica} has no post {version} any more")
+            raise PostGone(f"replica {replica} has no post {version}")
         return dict(found)

@@ -174,6 +174,7 @@ class Figures:
     # As in messages.Push.
     agreement: float | None = None
     teachers: tuple[tuple[int, int], ...] = ()
+    without: tuple[int, ...] = ()
 
 
 @dataclass
@@ -273,6 +274,7 @@ class Turn:
             gradient_norm=figures.gradient_norm,
             agreement=figures.agreement,
             teachers=figures.teachers,
+            without=figures.without,
         )
 
     def measured(self, part: ValidationPart, sums: dict[str, float], samples: float) -> Measured:

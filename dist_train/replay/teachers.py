@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config import Config
+from dist_train.core.desk import seated
 from dist_train.core.folder_board import FolderBoard
 from dist_train.core.lessons import Lessons
 from dist_train.core.step import outputs_of
-from dist_train.core.teachers import seated
 from dist_train.couplings import Coupling
 from dist_train.couplings.codistillation import Codistillation, Progress
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.layout import BOARD
-from dist_train.rules.teaching import teaches
 from dist_train.task import Task
 
 # Gives a replica's post of a version.
@@ -46,7 +45,7 @@ def posts_of(config: Config, run_dir: Path) -> Posts | None:
 
 
 class RecordedTeachers:
-    """``versions`` are those of the gradient that is computed next, by replica."""
+    """``versions`` are those that taught the gradient that is computed next, by replica."""
 
     foresee = None
 
@@ -55,7 +54,7 @@ class RecordedTeachers:
         self.versions: Mapping[int, int] = {}
         self._terms = config.codistill
         self._posts = posts
-        self._outputs = outputs_of(task)
+        self._outputs = outputs_of(task, torch.device("cpu"))
         self._models: dict[int, tuple[int, nn.Module]] = {}
 
     def coupled(self, inside: Coupling, progress: Progress) -> Coupling:
@@ -68,14 +67,9 @@ class RecordedTeachers:
         self._model = model
 
     def predictions(self, scores: Tensor, batch: Any, updates: int) -> Sequence[Tensor]:
-        del scores
-        in_force = [
-            self._seated(replica, version)
-            for replica, version in self.versions.items()
-            if teaches(version, updates, self._terms.max_age_in_force)
-        ]
-        with torch.no_grad():
-            return [self._outputs.by(teacher, batch) for teacher in in_force]
+        del scores, updates
+        in_force = [self._seated(replica, version) for replica, version in self.versions.items()]
+        return self._outputs.by(in_force, batch)
 
     def after(self, updates: int) -> None:
         del updates

@@ -19,7 +19,7 @@ LEFT_OUT = {
 }  # fmt: skip
 # As records write what JSON has no number for.
 NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
-PHASES = itemgetter("data", "forward", "backward", "communication", "update")
+_PHASES = itemgetter("data", "forward", "backward", "communication", "update")
 OF_MEMBER = itemgetter("waiting", "dropped")
 
 
@@ -27,8 +27,8 @@ OF_MEMBER = itemgetter("waiting", "dropped")
 class Workers:
     """What some lines say of each worker; ``places`` are these lines' among those of their kind.
 
-    ``figures`` has shape (lines, workers, 5), seconds per step in each phase; through a server it is (lines,
-    workers, 2), the share of waiting and the drops so far, and ``times`` (lines, 5) are the mean seconds of a
+    ``figures`` has shape (lines, workers, 6), seconds per step in each phase; through a server it is (lines,
+    workers, 2), the share of waiting and the drops so far, and ``times`` (lines, 6) are the mean seconds of a
     gradient in each phase.
     """
 
@@ -84,15 +84,20 @@ class Alike:
         """Take a line apart; raises KeyError or TypeError, and takes nothing, where a part is missing."""
         row = self._pick(line)
         if self._has_members:
-            times = PHASES(line["times"])
+            times = phases(line["times"])
             self.figures.append([OF_MEMBER(worker) for worker in line["workers"]])
             self.times.append(times)
         elif self._has_ranks:
-            self.figures.append([PHASES(worker) for worker in line["worker_times"]])
+            self.figures.append([phases(worker) for worker in line["worker_times"]])
         elif self.workers:
-            self.figures.append([PHASES(line["times"])])
+            self.figures.append([phases(line["times"])])
         self.rows.append(row)
         self.places.append(place)
+
+
+def phases(times: Record) -> tuple[Any, ...]:
+    """Return the seconds of each phase; not every run has told how long it waited for other replicas."""
+    return (*_PHASES(times), times.get("waiting", 0.0))
 
 
 class Gatherer:

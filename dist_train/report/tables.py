@@ -170,7 +170,7 @@ def _last_validation(measured: Measured) -> str:
 
 def _last(measured: Measured, name: str, unit: str = "") -> str:
     value = measured.last_of("training", name)
-    return "" if value is None else f"{value:.4g}{unit}, the last"
+    return "" if value is None else f"{value:.4g}{unit}, the mean at the end"
 
 
 def _faults(measured: Measured) -> str:

@@ -81,15 +81,16 @@ def synchronous(per_step: Numbers, steps: Numbers) -> Numbers:
     """Return seconds of shape (lines, workers, uses) where all workers meet in every step.
 
     ``per_step`` has shape (lines, workers, phases); ``steps`` are those since the line before. The exchange
-    takes as long as it took the worker that came last; what the others needed beyond that was waiting.
+    takes as long as it took the worker that came last; what the others needed beyond that was waiting, and so
+    was what went by until other replicas were there.
     """
-    data, forward, backward, communication, update = np.moveaxis(per_step, 2, 0)
+    data, forward, backward, communication, update, waiting = np.moveaxis(per_step, 2, 0)
     exchange = np.broadcast_to(communication.min(axis=1, keepdims=True), communication.shape)
     uses = {
         "computation": forward + backward + update,
         "data": data,
         "communication": exchange,
-        "stragglers": communication - exchange,
+        "stragglers": communication - exchange + waiting,
         "dropped": np.zeros_like(data),
     }
     return np.stack([uses[use] for use in BY_LINE], axis=2) * steps[:, None, None]

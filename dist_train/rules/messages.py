@@ -79,9 +79,11 @@ class Push:
     # With local steps: where the member's own state lies, and the numbers that belong to it.
     deposit: int | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
-    # Of a codistilled replica: how far it was from its teachers, and which they were: (replica, version).
+    # Of a codistilled replica: how far it was from those that taught it, which they were (replica, version),
+    # and the replicas that training goes on without.
     agreement: float | None = None
     teachers: tuple[tuple[int, int], ...] = ()
+    without: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

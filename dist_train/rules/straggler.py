@@ -20,14 +20,16 @@ class StepTimes:
     backward: float
     communication: float
     update: float
+    # For other replicas.
+    waiting: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.own + self.communication
+        return self.own + self.communication + self.waiting
 
     @property
     def own(self) -> float:
-        """The worker's own work: without communication, which is mostly waiting for the others."""
+        """The worker's own work: without waiting, and without communication, which is mostly that too."""
         return self.data + self.forward + self.backward + self.update
 
 

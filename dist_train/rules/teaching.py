@@ -79,9 +79,13 @@ def posts(before: int, after: int, interval: int, turn: int, newest: int) -> boo
     return passes(before, after, interval) and (turn == 0 or after - newest >= (1 + turn) * interval)
 
 
-def teaches(version: int, updates: int, max_age: int) -> bool:
-    """Say whether a snapshot of ``version`` is young enough to teach in the update after ``updates``."""
-    return updates - version <= max_age
+def teaches(taken_up: int, updates: int, max_age: int) -> bool:
+    """Say whether a snapshot that was taken up after ``taken_up`` updates still teaches after ``updates``.
+
+    Both counts are the student's own: the versions of a replica that is faster or slower do not say for how
+    long it has been silent.
+    """
+    return updates - taken_up <= max_age
 
 
 def rows_of(replica: int, replicas: int, size: int, seed: int) -> NDArray[np.int64]:

@@ -44,9 +44,9 @@ class Seat(NamedTuple):
 
 @dataclass
 class _Answer:
-    """What the teachers said of a batch, each by rank, and how many workers have still to fetch it."""
+    """What each teacher said of a batch, by rank, and how many workers have still to fetch it."""
 
-    said: list[dict[int, bytes]]
+    said: dict[int, dict[int, bytes]]
     left: int
 
 
@@ -80,12 +80,12 @@ class _Group:
         said = self.said.get(place, {})
         return said if all(rank in said for rank in range(workers)) else None
 
-    def fetch(self, rank: int, place: Place) -> list[bytes]:
+    def fetch(self, rank: int, place: Place) -> dict[int, bytes]:
         answer = self.answers[place]
         answer.left -= 1
         if not answer.left:
             del self.answers[place]
-        return [said[rank] for said in answer.said]
+        return {teacher: said[rank] for teacher, said in answer.said.items()}
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Relay:
         self._groups = [_Group(kept=replicas + 1) for _ in range(replicas)]
         self._news = asyncio.Event()
 
-    async def swap(self, seat: Seat, place: tuple[int, int], workers: int, scores: bytes) -> list[bytes]:
-        """Hand in a worker's predictions; return those of the teachers that have come, in order.
+    async def swap(self, seat: Seat, place: tuple[int, int], workers: int, scores: bytes) -> dict[int, bytes]:
+        """Hand in a worker's predictions; return those of the teachers that have come, by replica, in order.
 
         The first ``workers`` of its group have such a batch, and all of them get the same teachers: those of
         which each worker has sent something. Who has nothing to teach sends nothing.
@@ -132,7 +132,7 @@ class Relay:
             if here in own.answers:
                 return own.fetch(seat.rank, here)
             await self._wait(seat.teachers, since)
-        return []
+        return {}
 
     def _decide(self, seat: Seat, here: Place, since: float, workers: int) -> None:
         """Settle from whom a group learns of a batch, once nobody else is waited for."""
@@ -142,7 +142,7 @@ class Relay:
         # Each is asked: who was waited for in vain is to be known as silent.
         if "wait" in [self._company.stance(each, here, since, now) for each in missing]:
             return
-        said = [each for each in found.values() if each is not None and all(each.values())]
+        said = {name: each for name, each in found.items() if each is not None and all(each.values())}
         self._groups[seat.replica].answers[here] = _Answer(said, workers)
 
     async def _wait(self, teachers: tuple[int, ...], since: float) -> None:

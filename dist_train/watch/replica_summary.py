@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ OF_EACH = (
     "model",
     "error",
 )
+
+
+Line = dict[str, Any]
+# A replica's lines are in the order of steps but for validations, which may come after later steps.
+AHEAD = 1000
 
 
 def sum_up(config: Config, directory: Path, status: int, wall_s: float, restarts: int) -> list[str]:
@@ -72,12 +79,26 @@ def _summary_of(directory: Path, number: int) -> dict[str, Any]:
 
 
 def _gather_metrics(config: Config, directory: Path) -> None:
-    lines = [
-        line
+    """Merge the lines of all replicas, of which there may be millions: few are held at a time."""
+    each = (
+        in_order(readable(directory / replica_folder(number) / METRICS))
         for number in range(config.parallel.replicas)
-        for line in readable(directory / replica_folder(number) / METRICS)
-    ]
-    lines.sort(key=lambda line: (line.get("step", 0), line.get("kind", ""), line.get("replica", 0)))
+    )
     with replacing(directory / METRICS) as file:
-        for line in lines:
+        for line in heapq.merge(*each, key=_place):
             file.write(to_json(line).encode() + b"\n")
+
+
+def in_order(lines: Iterable[Line], ahead: int = AHEAD) -> Iterator[Line]:
+    """Yield lines in the order of steps; each may come up to ``ahead`` lines too early."""
+    held: list[tuple[tuple[Any, ...], int, Line]] = []
+    for number, line in enumerate(lines):
+        heapq.heappush(held, (_place(line), number, line))
+        if len(held) > ahead:
+            yield heapq.heappop(held)[-1]
+    while held:
+        yield heapq.heappop(held)[-1]
+
+
+def _place(line: Line) -> tuple[Any, ...]:
+    return line.get("step", 0), line.get("kind", ""), line.get("replica", 0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dist_train.rules.attendance import Attendance
 from dist_train.rules.decisions import Answer, Returned, Step
 from dist_train.rules.ledger import Ledger
 from dist_train.rules.messages import Push, Version, Work
@@ -55,6 +56,8 @@ class ServerRecords:
         self._deciding: list[tuple[Version, list[Key]]] = []
         # The version of each teacher that each member learns from.
         self._teachers: dict[tuple[int, int], int] = {}
+        # Whom each member goes on without.
+        self._without: dict[int, Attendance] = {}
 
     def pushed(self, push: Push) -> None:
         self.reporter.pushed(push)
@@ -70,6 +73,20 @@ class ServerRecords:
                 self._teachers[push.member, teacher] = version
                 own = {"step": push.version.number, "member": push.member}
                 self._event({"event": "teacher", **own, "replica": teacher, "version": version})
+        self._without_teachers(push)
+
+    def _without_teachers(self, push: Push) -> None:
+        """Write down which teachers a member goes on without from here on."""
+        gone, back = self._without.setdefault(push.member, Attendance()).now(push.without)
+        own = {"step": push.version.number, "member": push.member}
+        for teacher in gone:
+            text = (
+                f"nothing newer of replica {teacher} could be taken up for too long (codistill.max_age): "
+                f"member {push.member} goes on without it until it posts again"
+            )
+            self._event({"event": "teacher_gone", **own, "replica": teacher, "warning": text})
+        for teacher in back:
+            self._event({"event": "teacher_back", **own, "replica": teacher})
 
     def decided(self, step: Step) -> None:
         """Write an update down, with the gradients in it in their order."""

@@ -16,7 +16,6 @@ from dist_train.rules.decisions import Returned, Step
 from dist_train.rules.messages import Push
 from dist_train.rules.staleness import Staleness
 from dist_train.rules.straggler import Streaks, straggler
-from dist_train.rules.teaching import teaches
 from dist_train.rules.topology import groups
 from dist_train.watch.course import Course, End, Standing, straggler_event
 from dist_train.watch.member_course import MemberCourse
@@ -42,13 +41,13 @@ class Window:
         self.teacher_age = 0
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
-    def pushed(self, push: Push, max_age: int) -> None:
-        """Count a gradient, whose teachers are those that are no older than ``max_age``."""
+    def pushed(self, push: Push) -> None:
+        """Count a gradient."""
         self.pushes += 1
         for phase in PHASES:
             self.seconds[phase] += push.seconds.get(phase, 0.0)
         at = push.version.number
-        ages = [at - version for _, version in push.teachers if teaches(version, at, max_age)]
+        ages = [at - version for _, version in push.teachers]
         if push.agreement is not None and push.teachers:
             self.agreements.append(push.agreement)
             self.teacher_age = max([self.teacher_age, *ages])
@@ -99,7 +98,6 @@ class ServerReporter:
         self.tally = tally
         self._course = course
         self._config = config
-        self._max_age = 0 if config.codistill is None else config.codistill.max_age_in_force
         self._clock = clock
         cut = groups(course.workers, config.parallel.group_size)
         self._members = [MemberCourse(named(ranks), clock()) for ranks in cut]
@@ -120,7 +118,7 @@ class ServerReporter:
     def pushed(self, push: Push) -> None:
         """Count a gradient that a member computed, whatever becomes of it; never one push twice."""
         self.tally.computed += 1
-        self._window.pushed(push, self._max_age)
+        self._window.pushed(push)
         self._memory_mb = max(self._memory_mb, push.memory_mb)
         self._members[push.member].pushed(push.samples, step_times(push.seconds), self._clock())
         self.waited(push.member, "data", push.seconds.get("data", 0.0))

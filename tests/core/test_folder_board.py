@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from dist_train.core import folder_board
 from dist_train.core.folder_board import FolderBoard
 from dist_train.errors import TrainingError
-from dist_train.exchange.board import KEPT
+from dist_train.exchange.board import KEPT, PostGone
 
 
 @pytest.fixture
@@ -52,8 +54,36 @@ def test_a_post_that_was_taken_down_is_refused_by_name(board: FolderBoard, tmp_p
     for version in range(KEPT + 1):
         board.post(0, version, {})
     assert list((tmp_path / "board" / "replica_0").glob("000000000000*")) == []
-    with pytest.raises(TrainingError, match=r"000000000000.safetensors: cannot be read"):
+    with pytest.raises(
+        PostGone, match=r"000000000000.safetensors: cannot be read, as it is not there any more"
+    ):
         board.read(0, 0)
+
+
+@pytest.mark.parametrize("step", ["file_digest", "read_tensors"])
+def test_one_that_is_taken_down_while_it_is_read_is_gone_and_not_damaged(
+    board: FolderBoard, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    board.post(0, 0, {"w": torch.zeros(1)})
+    where = folder_board.hashlib if step == "file_digest" else folder_board
+    go_on = getattr(where, step)
+
+    def late(*given: Any) -> Any:
+        for version in range(1, KEPT + 1):
+            board.post(0, version, {})
+        return go_on(*given)
+
+    monkeypatch.setattr(where, step, late)
+    with pytest.raises(PostGone):
+        board.read(0, 0)
+
+
+def test_one_whose_content_alone_is_missing_is_damaged(board: FolderBoard, tmp_path: Path) -> None:
+    board.post(0, 50, {"w": torch.zeros(1)})
+    file_of(tmp_path, 50).unlink()
+    with pytest.raises(TrainingError, match=r"cannot be read \(FileNotFoundError") as raised:
+        board.read(0, 50)
+    assert not isinstance(raised.value, PostGone)
 
 
 def test_a_replica_that_went_back_posts_the_same_version_again(board: FolderBoard) -> None:

@@ -25,6 +25,7 @@ from dist_train.exchange.collective import Alone
 from dist_train.plan import make_plan
 from dist_train.rules.sampling import Position, Run, advance, draw, parts_of
 from dist_train.rules.schedule import Scheduled
+from dist_train.rules.straggler import StepTimes
 from dist_train.task import Rows, Task
 
 CPU = torch.device("cpu")
@@ -301,7 +302,7 @@ def test_the_loss_is_the_mean_over_the_samples_of_uneven_updates():
 
 def test_figures_are_brought_together_from_all_workers():
     # The other one's loss summed over samples, five times, and its memory.
-    collective = WithPeer(30.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1e9)
+    collective = WithPeer(30.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1e9)
     task = MeanOfProducts()
     train = {"steps": 3, "batch_size": 2}
     learner = learner_of(task, Wrapping(), workers=2, collective=collective, train=train)
@@ -312,13 +313,7 @@ def test_figures_are_brought_together_from_all_workers():
     assert measured.samples == 4
     assert measured.loss == pytest.approx((2 * sum(own) + 30) / 4)
     other = measured.times[1]
-    assert (other.data, other.forward, other.backward, other.communication, other.update) == (
-        0.1,
-        0.2,
-        0.3,
-        0.4,
-        0.5,
-    )
+    assert other == StepTimes(0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     assert measured.memory_mb == 1e9
 
 
@@ -349,7 +344,7 @@ def test_a_loss_that_is_no_finite_number_is_an_error_that_says_what_to_do(factor
 
 
 def test_another_workers_loss_that_is_no_number_is_an_error_here_too():
-    collective = WithPeer(float("nan"), 0, 0, 0, 0, 0, 0)
+    collective = WithPeer(float("nan"), 0, 0, 0, 0, 0, 0, 0)
     learner = learner_of(coupling=Wrapping(), workers=2, collective=collective)
     learner.step()
     with pytest.raises(TrainingError, match="the loss is nan"):
@@ -385,6 +380,22 @@ def test_validation_returns_the_mean_and_says_what_it_does():
     assert phases == [("data", 1), ("forward", 1), ("backward", 1), ("update", 1)]
     assert learner.validate() == pytest.approx({"loss": weight_of(learner) * 3})
     assert set(phases[4:]) == {("validating", 1)}
+
+
+def test_waiting_for_other_replicas_interrupts_the_phase_and_is_measured_apart():
+    phases = []
+
+    class Waiting(Wrapping):
+        def objective(self, loss, predictions, batch, share):
+            with learner.waiting():
+                phases.append("waits")
+            return super().objective(loss, predictions, batch, share)
+
+    learner = learner_of(coupling=Waiting(), phase=lambda name, step: phases.append(name))
+    learner.step()
+    assert phases == ["data", "forward", "waiting", "waits", "forward", "backward", "update"]
+    (times,) = learner.measure().times
+    assert times.waiting > 0
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])

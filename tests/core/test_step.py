@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dist_train.core.step import GradientHalf, Numerics, UpdateHalf
+from dist_train.core.seeds import seed_all
+from dist_train.core.step import GradientHalf, Numerics, UpdateHalf, outputs_of
 from dist_train.core.timing import StepClock
 from dist_train.couplings import Started
 from dist_train.task import Task
@@ -111,6 +114,28 @@ def test_who_foresees_sees_each_batch_before_the_backward_pass_of_the_one_before
         bench.half(batches, sizes, sum(sizes), torch.zeros(()))
     seen = [place if name == "foresee" else name for name, place in bench.passes]
     assert seen == ["forward", 2.0, "backward", "forward", 3.0, "backward", "forward", 4.0, "backward"]
+
+
+def test_a_teachers_pass_leaves_the_students_random_numbers_as_they_are():
+    """The user's loss may draw: here it mixes in noise from every generator."""
+
+    class Noisy(MeanOfProducts):
+        def loss(self, model, batch):
+            noise = random.random() + np.random.normal() + torch.rand(())
+            return super().loss(model, batch + noise)
+
+    def draws():
+        return random.random(), np.random.normal(), float(torch.rand(()))
+
+    outputs, teachers, batch = outputs_of(Noisy(), CPU), [line(), line()], torch.ones(2, 1)
+    seed_all(5)
+    expected = [draws(), draws()]
+    seed_all(5)
+    assert draws() == expected[0]
+    one, other = outputs.by(teachers, batch)
+    assert draws() == expected[1]
+    assert not one.equal(other)
+    assert not one.requires_grad
 
 
 @pytest.mark.parametrize("sizes", [[], [2]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config.schema import Codistill
+from dist_train.core.checkpoint import Part
 from dist_train.core.teachers import Among, Following, PostedTeachers
 from dist_train.errors import TrainingError
-from dist_train.exchange.board import MemoryBoard
+from dist_train.exchange.board import MemoryBoard, PostGone
 from dist_train.exchange.collective import Alone
 from dist_train.rules.teacher_script import Script
 
@@ -84,6 +85,10 @@ def tensors(weight: float, mean: float = 0.0) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in made.state_dict().items()}
 
 
+def asked(models: Sequence[nn.Module], batch: Tensor) -> list[Tensor]:
+    return [each(batch) for each in models]
+
+
 def teachers(
     board: MemoryBoard,
     terms: Codistill | None = None,
@@ -92,9 +97,7 @@ def teachers(
 ) -> tuple[PostedTeachers, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
     parts = {"collective": Alone(), "background": AtOnce()} | other
-    made = PostedTeachers(
-        among, terms or Codistill(interval=1), board, lambda found, batch: found(batch), **parts
-    )
+    made = PostedTeachers(among, terms or Codistill(interval=1), board, asked, **parts)
     made.on_event = events.append
     made.begin(model(), 0)
     return made, events
@@ -177,6 +180,65 @@ class TestTakingUp:
         run(found, 6, 9)
         assert weights(found, 9) == [8.0]
 
+    def test_what_cannot_be_read_is_told_of_once(self) -> None:
+        class Damaged(MemoryBoard):
+            def read(self, replica: int, version: int) -> dict[str, Tensor]:
+                raise TrainingError("not the snapshot")
+
+        board = Damaged()
+        found, events = teachers(board)
+        for first, version in ((1, 4), (8, 9)):
+            board.post(1, version, tensors(5.0))
+            run(found, first, first + 6)
+        told = [(event["event"], event["replica"], event["version"], event["warning"]) for event in events]
+        assert told == [
+            ("teacher_unreadable", 1, 4, "post 4 of replica 1: not the snapshot"),
+            ("teacher_unreadable", 1, 9, "post 9 of replica 1: not the snapshot"),
+        ]
+
+    def test_what_has_made_room_for_newer_posts_is_no_loss_to_tell_of(self) -> None:
+        class Late(MemoryBoard):
+            def read(self, replica: int, version: int) -> dict[str, Tensor]:
+                raise PostGone("not there any more")
+
+        board = Late()
+        found, events = teachers(board)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 9)
+        assert events == []
+
+    def test_what_is_seen_is_read_before_newer_posts_take_its_place(self) -> None:
+        """The other replica makes many updates in one of the student's, and posts after each."""
+        board = MemoryBoard()
+        found, events = teachers(board)
+        for updates in range(1, 31):
+            for other in range(10 * updates, 10 * updates + 10):
+                board.post(1, other, tensors(float(other)))
+            run(found, updates, updates)
+        ages = [event["step"] * 10 - event["version"] for event in events]
+        assert {event["event"] for event in events} == {"teacher"}
+        assert (len(events), max(ages)) == (14, 11)
+
+    def test_a_board_that_cannot_be_looked_at_is_told_of_once(self) -> None:
+        class Closed(MemoryBoard):
+            closed = True
+
+            def newest(self, replica: int) -> int | None:
+                if self.closed:
+                    raise PermissionError(13, "Permission denied")
+                return super().newest(replica)
+
+        board = Closed()
+        found, events = teachers(board)
+        run(found, 1, 9)
+        (told,) = events
+        assert told["event"] == "board_unreadable"
+        assert "Permission denied" in told["warning"]
+        board.closed = False
+        board.post(1, 4, tensors(5.0))
+        run(found, 10, 15)
+        assert weights(found, 15) == [5.0]
+
     def test_several_teach_in_the_order_of_their_numbers(self) -> None:
         board = MemoryBoard()
         found, _ = teachers(board, among=Among(1, (0, 2), leads=True))
@@ -218,6 +280,15 @@ class TestTogether:
         board.post(1, 8, tensors(8.0))
         run(found, 6, 9)
         assert weights(found, 9) == [8.0]
+
+    def test_what_another_cannot_read_is_told_of(self) -> None:
+        board, group = MemoryBoard(), Beside()
+        found, events = teachers(board, collective=group)
+        board.post(1, 4, tensors(5.0))
+        group.other = lambda own: [own[0], -1, 2 * int(own[1] == 4)]
+        run(found, 1, 9)
+        (told,) = events
+        assert told["warning"] == "post 4 of replica 1: another worker of the group cannot read it"
 
     def test_who_does_not_lead_goes_by_what_the_leader_says(self) -> None:
         board, group = MemoryBoard(), Beside()
@@ -282,7 +353,7 @@ class TestPosting:
         assert [event["event"] for event in events] == ["post_failed"]
 
     def test_a_post_that_takes_too_long_in_the_end_is_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dist_train.core.teachers.SETTLE_S", 0.0)
+        monkeypatch.setattr("dist_train.core.poster.SETTLE_S", 0.0)
         found, events = teachers(MemoryBoard(), background=ByHand())
         run(found, 1, 1)
         found.close()
@@ -322,32 +393,76 @@ class TestAge:
         board = MemoryBoard()
         found, events = teachers(board, Codistill(interval=1, max_age=10))
         board.post(1, 1, tensors(5.0))
-        run(found, 1, 11)
-        assert weights(found, 11) == [5.0]
-        run(found, 12, 15)
-        assert weights(found, 15) == []
+        run(found, 1, 13)
+        assert weights(found, 13) == [5.0]
+        run(found, 14, 20)
+        assert weights(found, 20) == []
         (gone,) = (event for event in events if event["event"] == "teacher_gone")
-        assert gone["step"] == 12
-        assert "replica 1" in gone["warning"]
+        assert gone["step"] == 14
+        assert gone["warning"] == (
+            "nothing newer of replica 1 could be taken up for 11 updates (codistill.max_age): training goes "
+            "on without it until it posts again"
+        )
 
     def test_it_teaches_again_once_it_posts_again(self) -> None:
         board = MemoryBoard()
-        found, _ = teachers(board, Codistill(interval=1, max_age=10))
+        found, events = teachers(board, Codistill(interval=1, max_age=10))
         board.post(1, 1, tensors(5.0))
         run(found, 1, 15)
         board.post(1, 14, tensors(6.0))
         run(found, 16, 18)
         assert weights(found, 18) == [6.0]
+        assert [(event["event"], event["step"]) for event in events[-2:]] == [
+            ("teacher", 18),
+            ("teacher_back", 18),
+        ]
+
+    @pytest.mark.parametrize("pace", [1 / 3, 3])
+    def test_one_that_posts_every_interval_teaches_for_good_however_slow_or_fast_it_is(
+        self, pace: float
+    ) -> None:
+        board = MemoryBoard()
+        found, events = teachers(board, Codistill(interval=10, max_age=100))
+        for updates in range(1, 1000):
+            other = int(updates * pace)
+            if other and other % 10 == 0:
+                board.post(1, other, tensors(float(other)))
+            run(found, updates, updates)
+            assert updates < 40 or weights(found, updates)
+        assert "teacher_gone" not in [event["event"] for event in events]
+
+    def test_one_that_goes_back_teaches_on_by_its_last_post_until_that_is_too_old(self) -> None:
+        board = MemoryBoard()
+        found, events = teachers(board, Codistill(interval=1, max_age=10))
+        board.post(1, 500, tensors(5.0))
+        run(found, 1, 5)
+        board.begin(1, 400)
+        for updates in range(6, 20):
+            board.post(1, 400 + updates, tensors(6.0))
+            run(found, updates, updates)
+        assert [event["step"] for event in events if event["event"] == "teacher_gone"] == [14]
+
+    def test_one_that_never_posts_is_named_once_the_burn_in_and_that_time_are_over(self) -> None:
+        found, events = teachers(MemoryBoard(), Codistill(interval=1, burn_in=5, max_age=10))
+        run(found, 1, 15)
+        assert events == []
+        run(found, 16, 30)
+        (gone,) = events
+        assert (gone["event"], gone["step"]) == ("teacher_gone", 16)
+        assert gone["warning"].startswith("nothing of replica 1 could be taken up for 11 updates")
 
     def test_who_is_left_out_is_not_among_those_that_teach(self) -> None:
         board = MemoryBoard()
         found, _ = teachers(board, Codistill(interval=1, max_age=10), among=Among(0, (1, 2), leads=True))
         board.post(1, 1, tensors(5.0))
         board.post(2, 4, tensors(6.0))
-        run(found, 1, 12)
-        assert [found.teaching(updates) for updates in (11, 12)] == [{1: 1, 2: 4}, {2: 4}]
+        run(found, 1, 5)
+        board.post(2, 8, tensors(7.0))
+        run(found, 6, 14)
+        assert [found.teaching(updates) for updates in (13, 14)] == [{1: 1, 2: 8}, {2: 8}]
+        assert found.gone == (1,)
         # A checkpoint keeps it: the other one may go on where it was.
-        assert found.versions == {1: 1, 2: 4}
+        assert found.versions == {1: 1, 2: 8}
 
 
 class TestCheckpoints:
@@ -360,6 +475,38 @@ class TestCheckpoints:
         resumed.restore(found.part())
         assert weights(resumed, 3) == [5.0]
         assert float(resumed.in_force(3)[0][1][1].running_mean) == 2.0  # type: ignore[index]
+
+    def test_it_goes_on_with_them_as_long_as_if_it_had_never_stopped(self) -> None:
+        board, terms = MemoryBoard(), Codistill(interval=1, max_age=10)
+        found, _ = teachers(board, terms)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 9)
+        resumed, events = teachers(MemoryBoard(), terms)
+        resumed.begin(model(), 9)
+        resumed.restore(found.part())
+        run(resumed, 10, 20)
+        assert [event["step"] for event in events if event["event"] == "teacher_gone"] == [14]
+
+    def test_whom_it_went_on_without_is_not_told_again(self) -> None:
+        board, terms = MemoryBoard(), Codistill(interval=1, max_age=10)
+        found, _ = teachers(board, terms)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 20)
+        resumed, events = teachers(MemoryBoard(), terms)
+        resumed.begin(model(), 20)
+        resumed.restore(found.part())
+        run(resumed, 21, 25)
+        assert (events, resumed.gone) == ([], (1,))
+
+    def test_one_of_which_a_checkpoint_only_says_the_version_counts_as_taken_up_there(self) -> None:
+        board, terms = MemoryBoard(), Codistill(interval=1, max_age=10)
+        found, _ = teachers(board, terms)
+        board.post(1, 4, tensors(5.0))
+        run(found, 1, 9)
+        resumed, _ = teachers(MemoryBoard(), terms)
+        resumed.begin(model(), 9)
+        resumed.restore(Part(found.part().tensors, {"1": 4}))
+        assert [weights(resumed, updates) for updates in (19, 20)] == [[5.0], []]
 
     def test_without_teachers_there_is_nothing_to_restore(self) -> None:
         found, _ = teachers(MemoryBoard())
@@ -384,7 +531,8 @@ class TestCheckpoints:
         found, events = teachers(board)
         found.take_newest(3)
         assert weights(found, 3) == []
-        assert events == [{"event": "teacher_unreadable", "step": 3, "warning": "damaged"}]
+        said = {"replica": 1, "version": 4, "warning": "damaged"}
+        assert events == [{"event": "teacher_unreadable", "step": 3, **said}]
 
 
 class TestScript:
@@ -411,10 +559,10 @@ class TestScript:
         board.post(1, 3, tensors(3.0))
         waited: list[int] = []
         # All stop while it waits.
-        follows = Following(script, 1000.0, stops_at=lambda boundary: len(waited) > 0, waiting=waited.append)
+        follows = Following(script, 1000.0, lambda boundary: waited.append(boundary) or len(waited) > 3)
         found, _ = teachers(board, follows=follows)
         run(found, 1, 2)
-        assert (waited, weights(found, 2)) == ([2], [3.0])
+        assert (waited, weights(found, 2)) == ([2] * 4, [3.0])
 
         board.post(1, 4, tensors(4.0))
         resumed, events = teachers(board, follows=Following(script))
@@ -443,13 +591,44 @@ class TestScript:
 
     def test_one_that_stops_does_not_wait_for_the_board_and_posts_when_it_goes_on(self) -> None:
         board, background, waited = MemoryBoard(), ByHand(), list[int]()
-        follows = Following(Script(), stops_at=lambda boundary: len(waited) > 0, waiting=waited.append)
+        follows = Following(Script(), stops_at=lambda boundary: waited.append(boundary) or len(waited) > 3)
         found, events = teachers(board, background=background, follows=follows)
         run(found, 1, 2)
-        assert ([event["event"] for event in events], waited) == (["post_skipped"], [2])
+        assert ([event["event"] for event in events], waited) == (["post_skipped"], [2] * 4)
         resumed, _ = teachers(board, follows=Following(Script()))
         resumed.begin(model(), 2)
         assert board.newest(0) == 2
+
+    def test_a_checkpoint_waits_for_the_last_post_which_no_later_start_would_make_again(self) -> None:
+        begun, gate = threading.Event(), threading.Event()
+
+        class Slow(MemoryBoard):
+            def post(self, replica: int, version: int, tensors: Any) -> None:
+                begun.set()
+                gate.wait()
+                super().post(replica, version, tensors)
+
+        board, waits = Slow(), list[str]()
+
+        @contextmanager
+        def waiting() -> Iterator[None]:
+            waits.append("waits")
+            gate.set()
+            yield
+
+        with ThreadPoolExecutor(1) as background:
+            follows = Following(Script(), waiting=waiting)
+            found, events = teachers(board, Codistill(interval=5), follows=follows, background=background)
+            run(found, 1, 6)
+            begun.wait()
+            assert board.newest(0) is None
+            found.part()
+            assert (board.newest(0), waits, events) == (5, ["waits"], [])
+
+    def test_nobody_else_waits_for_a_post_before_a_checkpoint(self) -> None:
+        found, _ = teachers(MemoryBoard(), background=ByHand())
+        run(found, 1, 1)
+        assert found.part().tensors == {}
 
     def test_it_posts_what_it_had_saved_and_not_posted_when_it_was_killed(self) -> None:
         board = MemoryBoard()

@@ -46,6 +46,43 @@ def test_each_phase_gets_its_own_time_and_together_they_are_the_step(now):
     assert times.own + times.communication == (now[0] - start) / 2
 
 
+def test_waiting_for_other_replicas_is_taken_out_of_the_phase_that_it_interrupts(now):
+    model = nn.Linear(1, 1, bias=False)
+    clock = StepClock(model, CPU)
+    clock.begin()
+    now[0] += 2
+    with clock.waiting():
+        now[0] += 100
+    now[0] += 3
+    clock.end("forward")
+    now[0] += 4
+    model(torch.ones(1, 1)).sum().backward()
+    clock.end("backward")
+    assert clock.computing_s() == 9
+    now[0] += 5
+    for _ in range(2):
+        with clock.waiting():
+            now[0] += 1000
+    now[0] += 6
+    clock.end("update")
+    times = clock.drain(1)
+    assert (times.forward, times.backward, times.update, times.waiting) == (5, 4, 11, 2100)
+    assert (times.own, times.total) == (20, 2120)
+
+
+def test_waiting_between_two_steps_is_waiting_too(now):
+    clock = StepClock(nn.Linear(1, 1), CPU)
+    for _ in range(2):
+        clock.begin()
+        now[0] += 1
+        clock.end("forward")
+        now[0] += 50
+        with clock.waiting():
+            now[0] += 7
+    times = clock.drain(2)
+    assert (times.own, times.waiting) == (1, 7)
+
+
 def test_what_was_drained_is_not_counted_again(now):
     clock = StepClock(nn.Linear(1, 1), CPU)
     clock.begin()

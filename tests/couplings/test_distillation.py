@@ -76,7 +76,9 @@ class Lesson:
     def __init__(self, terms: dict[str, Any], share: float = 1.0) -> None:
         self.inside, self.noted = Inside(), list[tuple[float, float]]()
         self.student, self.teachers = linear(STUDENT), teachers()
-        outputs = Outputs(lambda predictions: predictions, lambda model, batch: model(batch))
+        outputs = Outputs(
+            lambda predictions: predictions, lambda models, batch: [model(batch) for model in models]
+        )
         settings = Distill(teachers=("runs/a",), **terms)
         self.coupling = Distillation(self.inside, settings, self.teachers, outputs, self._note)
         predictions = self.student(BATCH)

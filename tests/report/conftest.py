@@ -12,7 +12,14 @@ import pytest
 Record = dict[str, Any]
 MakeRun = Callable[..., Path]
 
-TIMES = {"data": 0.01, "forward": 0.02, "backward": 0.03, "communication": 0.02, "update": 0.01}
+TIMES = {
+    "data": 0.01,
+    "forward": 0.02,
+    "backward": 0.03,
+    "communication": 0.02,
+    "update": 0.01,
+    "waiting": 0.0,
+}
 
 
 def train(step: int, wall_s: float, **further: Any) -> Record:

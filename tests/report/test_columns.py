@@ -46,6 +46,12 @@ def test_the_times_of_all_workers_are_kept() -> None:
     assert workers.times is None
 
 
+def test_who_does_not_say_how_long_it_waited_for_other_replicas_did_not_wait() -> None:
+    times = {phase: seconds for phase, seconds in TIMES.items() if phase != "waiting"}
+    (workers,) = gathered(train(1, 0.5, times=times)).take()["train"].workers
+    assert workers.figures.tolist() == [[[*times.values(), 0.0]]]
+
+
 def test_another_number_of_workers_is_kept_apart() -> None:
     lines = [train(1, 0.5, worker_times=[TIMES] * 2), train(2, 1.0, worker_times=[TIMES] * 3)]
     two, three = gathered(*lines).take()["train"].workers

@@ -41,6 +41,13 @@ def test_what_the_last_worker_does_not_need_the_others_wait_for_it() -> None:
     assert of(working, "1")["stragglers"] == pytest.approx(0.0)
 
 
+def test_a_replica_that_is_waited_for_takes_the_time_of_those_that_wait() -> None:
+    """Of two that exchange predictions one is five times slower."""
+    working = worked(train(10, 3.0, times={**TIMES, "waiting": 0.24}))
+    assert of(working, "0")["stragglers"] == pytest.approx(2.4)
+    assert of(working, "0")["computation"] == pytest.approx(0.6)
+
+
 def through_server(step: int, wall_s: float, waiting: float, dropped: int, **causes: float) -> Record:
     member = {"name": "0", "samples_per_s": 1.0, "staleness": 0.0, "dropped": dropped, "waiting": waiting}
     every = {f"waiting_{cause}": 0.0 for cause in ("quorum", "server", "bound", "work", "data")}

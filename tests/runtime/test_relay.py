@@ -35,12 +35,12 @@ class World:
         rank: int = 0,
         batch: int = 0,
         workers: int | None = None,
-    ) -> list[bytes]:
+    ) -> dict[int, bytes]:
         teachers = tuple(each for each in range(self.replicas) if each != replica)
         seat = Seat(replica, rank, str(self.lives[replica]), teachers)
         return await self.relay.swap(seat, (updates, batch), workers or self.workers, said)
 
-    async def waiting(self, *call: Any, **named: Any) -> asyncio.Future[list[bytes]]:
+    async def waiting(self, *call: Any, **named: Any) -> asyncio.Future[dict[int, bytes]]:
         """Begin to swap, and see to it that it waits."""
         begun = asyncio.ensure_future(self.swap(*call, **named))
         for _ in range(5):
@@ -61,7 +61,7 @@ def test_each_gets_what_the_others_say_of_the_same_batch() -> None:
     async def work() -> None:
         found = World(3)
         said = await asyncio.gather(*(found.swap(each, 5, b"%d" % each) for each in range(3)))
-        assert said == [[b"1", b"2"], [b"0", b"2"], [b"0", b"1"]]
+        assert said == [{1: b"1", 2: b"2"}, {0: b"0", 2: b"2"}, {0: b"0", 1: b"1"}]
 
     run(work())
 
@@ -71,7 +71,7 @@ def test_workers_meet_those_of_their_own_rank() -> None:
         found = World(workers=2)
         calls = [(replica, rank) for replica in range(2) for rank in range(2)]
         said = await asyncio.gather(*(found.swap(i, 5, b"%d of %d" % (r, i), rank=r) for i, r in calls))
-        assert said == [[b"0 of 1"], [b"1 of 1"], [b"0 of 0"], [b"1 of 0"]]
+        assert said == [{1: b"0 of 1"}, {1: b"1 of 1"}, {0: b"0 of 0"}, {0: b"1 of 0"}]
 
     run(work())
 
@@ -81,8 +81,8 @@ def test_one_that_is_gone_is_done_without() -> None:
         found = World()
         waiting = await found.waiting(0, 5, b"zero")
         found.relay.gone(1)
-        assert await waiting == []
-        assert await found.swap(0, 6, b"zero") == []
+        assert await waiting == {}
+        assert await found.swap(0, 6, b"zero") == {}
 
     run(work())
 
@@ -92,13 +92,13 @@ def test_one_that_is_behind_gets_what_was_said_then_and_is_waited_for() -> None:
         found = World()
         found.relay.gone(1)
         for updates in (5, 6):
-            assert await found.swap(0, updates, b"zero %d" % updates) == []
-        assert await found.swap(1, 5, b"one") == [b"zero 5"]
+            assert await found.swap(0, updates, b"zero %d" % updates) == {}
+        assert await found.swap(1, 5, b"one") == {0: b"zero 5"}
         waiting = await found.waiting(0, 7, b"zero 7")
-        assert await found.swap(1, 6, b"one") == [b"zero 6"]
+        assert await found.swap(1, 6, b"one") == {0: b"zero 6"}
         assert not waiting.done()
-        assert await found.swap(1, 7, b"one 7") == [b"zero 7"]
-        assert await waiting == [b"one 7"]
+        assert await found.swap(1, 7, b"one 7") == {0: b"zero 7"}
+        assert await waiting == {1: b"one 7"}
 
     run(work())
 
@@ -107,9 +107,9 @@ def test_the_silent_are_waited_for_no_longer_than_patience_lasts() -> None:
     async def work() -> None:
         found = World(patience_s=0.05)
         waiting = asyncio.ensure_future(found.swap(0, 5, b"zero"))
-        assert await found.swap(1, 5, b"one") == [b"zero"]
-        assert await waiting == [b"one"]
-        assert await found.swap(0, 6, b"zero") == []
+        assert await found.swap(1, 5, b"one") == {0: b"zero"}
+        assert await waiting == {1: b"one"}
+        assert await found.swap(0, 6, b"zero") == {}
 
     run(work())
 
@@ -122,8 +122,8 @@ def test_old_predictions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         found.relay.gone(1)
         for updates in range(6):
             await found.swap(0, updates, b"zero")
-        assert await found.swap(1, 2, b"one") == []
-        assert await found.swap(1, 3, b"one") == [b"zero"]
+        assert await found.swap(1, 2, b"one") == {}
+        assert await found.swap(1, 3, b"one") == {0: b"zero"}
 
     run(work())
 
@@ -138,7 +138,7 @@ class TestOneGroup:
             other = await found.waiting(1, 5, b"0 of 1")
             # Its other worker never comes: what has come of it is of no use.
             found.relay.gone(1)
-            assert (await first, await found.swap(0, 5, b"1 of 0", rank=1)) == ([], [])
+            assert (await first, await found.swap(0, 5, b"1 of 0", rank=1)) == ({}, {})
             other.cancel()
 
         run(work())
@@ -147,13 +147,13 @@ class TestOneGroup:
         async def work() -> None:
             found = World(workers=2)
             found.relay.gone(1)
-            assert await found.swap(0, 5, b"0 of 0") == []
+            assert await found.swap(0, 5, b"0 of 0") == {}
             # By now the teacher is back, at the same batch.
             others = [asyncio.ensure_future(found.swap(1, 5, b"%d of 1" % rank, rank)) for rank in range(2)]
             for _ in range(5):
                 await asyncio.sleep(0)
-            assert await found.swap(0, 5, b"1 of 0", rank=1) == []
-            assert await asyncio.gather(*others) == [[b"0 of 0"], [b"1 of 0"]]
+            assert await found.swap(0, 5, b"1 of 0", rank=1) == {}
+            assert await asyncio.gather(*others) == [{0: b"0 of 0"}, {0: b"1 of 0"}]
 
         run(work())
 
@@ -161,12 +161,12 @@ class TestOneGroup:
         async def work() -> None:
             found = World(workers=2)
             found.relay.gone(1)
-            assert await found.swap(0, 5, b"0 of 0") == []
+            assert await found.swap(0, 5, b"0 of 0") == {}
             others = [await found.waiting(1, 5, b"%d of 1" % rank, rank) for rank in range(2)]
             found.lives[0] += 1
-            assert await found.swap(0, 5, b"0 of 0") == [b"0 of 1"]
-            assert await found.swap(0, 5, b"1 of 0", rank=1) == [b"1 of 1"]
-            assert await asyncio.gather(*others) == [[b"0 of 0"], [b"1 of 0"]]
+            assert await found.swap(0, 5, b"0 of 0") == {1: b"0 of 1"}
+            assert await found.swap(0, 5, b"1 of 0", rank=1) == {1: b"1 of 1"}
+            assert await asyncio.gather(*others) == [{0: b"0 of 0"}, {0: b"1 of 0"}]
 
         run(work())
 
@@ -178,7 +178,7 @@ class TestOneGroup:
             said = await asyncio.gather(
                 *(found.swap(i, 5, b"0 of %d" % i, batch=1, workers=1) for i in range(2))
             )
-            assert said == [[b"0 of 1"], [b"0 of 0"]]
+            assert said == [{1: b"0 of 1"}, {0: b"0 of 0"}]
 
         run(work())
 
@@ -191,7 +191,7 @@ class TestOneGroup:
                 found.swap(1, 5, b"0 of 1"),
                 found.swap(1, 5, b"", rank=1),
             )
-            assert said == [[], [], [b"0 of 0"], [b"1 of 0"]]
+            assert said == [{}, {}, {0: b"0 of 0"}, {0: b"1 of 0"}]
 
         run(work())
 
@@ -200,7 +200,7 @@ def test_processes_reach_it_by_line() -> None:
     thread = RelayThread(2, 1, LONG)
     thread.gone(1)
     line = Line(thread.address)
-    assert line.ask("swap", Seat(0, 0, "", (1,)), (5, 0), 1, b"zero") == []
+    assert line.ask("swap", Seat(0, 0, "", (1,)), (5, 0), 1, b"zero") == {}
     line.close()
     thread.close()
 

@@ -215,7 +215,8 @@ def test_a_replica_that_resumes_has_the_teacher_it_had(program: Program) -> None
         changes = [line for line in program.lines(replica, "events") if line["event"] == "teacher"]
         had[replica] = changes[-1]["version"]
         newest = max((program.run_dir / f"replica_{replica}" / "checkpoints").glob("step_*"))
-        assert json.loads((newest / "teachers.json").read_text()) == {str(1 - replica): had[replica]}
+        seat = [had[replica], changes[-1]["step"]]
+        assert json.loads((newest / "teachers.json").read_text()) == {str(1 - replica): seat}
 
     program.run(*settings)
     for replica in range(2):
@@ -411,6 +412,8 @@ def test_predictions_are_exchanged_again_after_one_replica_was_frozen_and_killed
     sees(process, lambda: program.steps(0) > before + 12)
     worker.resume()
     sees(process, lambda: agreed(0) > before + 12)
+    told = [event["event"] for event in program.lines(0, "events") if event["event"].startswith("teacher_")]
+    assert told == ["teacher_gone", "teacher_back"]
 
     launcher_of(process, 1).kill()
     before = program.steps(0)

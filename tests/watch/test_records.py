@@ -69,6 +69,7 @@ def test_a_training_line_holds_what_the_contract_names() -> None:
             "backward": 0.003,
             "communication": 0.004,
             "update": 0.005,
+            "waiting": 0.0,
         },
         "memory_mb": 300.0,
         "replica": 0,

@@ -52,18 +52,14 @@ class Book(NoLogbook):
 class Rehearsal:
     """A run of four workers, driven by hand."""
 
-    def __init__(
-        self, group_size: int = 1, tally: Tally | None = None, step: int = 0, max_age: int | None = None
-    ) -> None:
-        replicas = 1 if max_age is None else 2
+    def __init__(self, group_size: int = 1, tally: Tally | None = None, step: int = 0) -> None:
         config = load_config(
             {
                 "name": "served",
                 "task": "digits",
-                "parallel": {"mode": "async", "workers": 4, "group_size": group_size, "replicas": replicas},
+                "parallel": {"mode": "async", "workers": 4, "group_size": group_size},
                 "train": {"epochs": 2, "batch_size": 8},
                 "optimizer": {"name": "sgd", "lr": 0.1},
-                "codistill": None if max_age is None else {"max_age": max_age},
             }
         )
         self.now = 100.0
@@ -184,12 +180,12 @@ class TestLine:
         assert [worker.name for worker in line.workers or ()] == ["0-1", "2-3"]
         assert line.slowest_rank == 2
 
-    def test_has_the_age_of_the_oldest_teacher_that_is_used(self) -> None:
-        found = Rehearsal(max_age=10)
+    def test_has_the_age_of_the_oldest_teacher(self) -> None:
+        found = Rehearsal()
         taught = {"agreement": 0.5, "teachers": ((1, -5), (2, -11))}
         found.apply((found.push(0, **taught), 0), (found.push(1), 0))
         line = found.line()
-        assert (line.extras["agreement"], line.extras["teacher_age"]) == (0.5, 5.0)
+        assert (line.extras["agreement"], line.extras["teacher_age"]) == (0.5, 11.0)
 
 
 class TestValidation:
