@@ -14,6 +14,7 @@ from dist_train.core.weights import write_weights
 from dist_train.delivered import find
 from dist_train.errors import ConfigError
 from dist_train.evaluate.subject import batch_size, prepare
+from dist_train.rules.teaching import replica_seed
 
 Make = Callable[..., Path]
 
@@ -37,7 +38,7 @@ def test_every_replica_gets_its_weights_and_what_they_lack_from_its_seed(done: M
     models = prepare(find(done("run", *rows, seed=7))).models
     for number, (model, expected) in enumerate(zip(models, rows, strict=True)):
         assert torch.equal(model.state_dict()["rows"], expected)
-        torch.manual_seed(7 + number)
+        torch.manual_seed(replica_seed(7, number))
         assert torch.equal(dict(model.named_buffers())["drawn"], torch.rand(1))
         assert not model.training
 
