@@ -38,6 +38,7 @@ class Program:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run_dir = folder / "run"
+        self._started: list[subprocess.Popen[str]] = []
         self._config = folder / "tiny.yaml"
         self._config.write_text(yaml.safe_dump(SETTINGS))
         self._mark = f"DIST_TRAIN_TEST={folder}"
@@ -53,7 +54,7 @@ class Program:
         given = ["--run-dir", str(run_dir or self.run_dir)]
         marks = f"task_options.marks={self.folder}"
         program = (sys.executable, "-m", "dist_train", "run", str(self._config))
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*before, *program, marks, *arguments, *given],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -61,6 +62,20 @@ class Program:
             cwd=self.folder,
             env={**self.environment, **variables},
         )
+        self._started.append(process)
+        return process
+
+    def close(self) -> list[psutil.Process]:
+        """Kill what is left of the runs, and return it; nothing of a test that failed reaches the next one."""
+        eventually(lambda: not self.processes(), seconds=10)
+        left = self.processes()
+        for process in left:
+            process.kill()
+        for started in self._started:
+            started.wait()
+            assert started.stdout is not None
+            started.stdout.close()
+        return left
 
     def run(self, *arguments: str, run_dir: Path | None = None, **variables: str) -> tuple[int, str]:
         """Run to the end; return the exit status and what a person sees."""
@@ -86,8 +101,8 @@ def is_zombie(process: psutil.Process) -> bool:
         return True
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
-    """Poll until ``condition`` holds; say whether it came true in time."""
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Poll until ``condition`` holds; say whether it came true in time, on a busy machine."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -101,8 +116,5 @@ def program(tmp_path: Path) -> Iterator[Program]:
     """The program; whatever it leaves running fails the test."""
     made = Program(tmp_path)
     yield made
-    gone = eventually(lambda: not made.processes(), seconds=10)
-    left = made.processes()
-    for process in left:
-        process.kill()
-    assert gone, f"left running: {left}"
+    left = made.close()
+    assert not left, f"left running: {left}"

@@ -102,20 +102,13 @@ def of_pair(make_run: MakeRun, told: list[dict[str, Any]], *replicas: list[dict[
 def test_replicas_of_a_run_line_up(make_run: MakeRun) -> None:
     starts = [[{"event": "start", "time": NOW + late, "step": 0}] for late in (3.0, 0.0)]
     events = of_pair(make_run, [], *starts)
-    begun = [
-        event["ts"] / SECOND
-        for process in (0, 1)
-        for event in of(events, "X", process)
-        if event["name"] == "computation"
-    ]
-    assert begun == pytest.approx([3.1, 0.1])
-    losses = [
-        event["ts"] / SECOND
-        for process in (0, 1)
-        for event in of(events, "C", process)
-        if event["name"] == "loss"
-    ]
-    assert losses == pytest.approx([4.0, 1.0])
+
+    def at(kind: str, name: str) -> list[float]:
+        of_both = [*of(events, kind, 0), *of(events, kind, 1)]
+        return [event["ts"] / SECOND for event in of_both if event["name"] == name]
+
+    assert at("X", "computation") == pytest.approx([3.1, 0.1])
+    assert at("C", "loss") == pytest.approx([4.0, 1.0])
 
 
 def test_a_replica_that_was_killed_while_starting_has_its_place_beside_the_others(make_run: MakeRun) -> None:

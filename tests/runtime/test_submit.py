@@ -287,6 +287,20 @@ class Head:
             text=True,
         )
 
+    def interrupt(self, folder: Path, *words: str) -> str:
+        """Send a run too slow to end by itself, stop it by Ctrl-C in its first steps; return its output."""
+        with self.submit(folder, *words, "task_options.pace_s=0.2") as process:
+            assert process.stdout is not None
+            shown = ""
+            for line in process.stdout:
+                shown += line
+                if line.startswith("step "):
+                    process.send_signal(signal.SIGINT)
+                    break
+            rest, _ = process.communicate(timeout=120)
+        assert process.returncode == INTERRUPTED, shown + rest
+        return shown + rest
+
 
 @pytest.fixture
 def head() -> Iterator[Head]:
@@ -339,18 +353,8 @@ def test_a_real_job_is_followed_to_its_end_stopped_and_continued(folder: Path, h
     assert "the cluster wants its token" in output
     assert knock_at_jobs(head.url) == TURNED_AWAY
 
-    # Slow enough not to end by itself first.
-    with head.submit(folder, "task_options.pace_s=0.2", *run) as process:
-        assert process.stdout is not None
-        shown = ""
-        for line in process.stdout:
-            shown += line
-            if line.startswith("step "):
-                process.send_signal(signal.SIGINT)
-                break
-        rest, _ = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, shown + rest
-    assert re.search("^status +interrupted", rest, re.MULTILINE), rest
+    output = head.interrupt(folder, *run)
+    assert re.search("^status +interrupted", output, re.MULTILINE), output
 
     with head.submit(folder, "task_options.pace_s=0.0", *run) as process:
         output, _ = process.communicate(timeout=120)
@@ -369,20 +373,11 @@ def test_a_real_job_of_two_replicas_is_stopped_and_continued(folder: Path, head:
         "validation.every_steps=60",
     ]
     run = ["--run-dir", str(folder / "run")]
-    with head.submit(folder, *settings, "task_options.pace_s=0.2", *run) as process:
-        assert process.stdout is not None
-        shown = ""
-        for line in process.stdout:
-            shown += line
-            if line.startswith("step "):
-                process.send_signal(signal.SIGINT)
-                break
-        rest, _ = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, shown + rest
+    output = head.interrupt(folder, *settings, *run)
     summaries = [
         json.loads((folder / "run" / name / "summary.json").read_text()) for name in (".", *REPLICAS)
     ]
-    assert [each["status"] for each in summaries] == ["interrupted"] * 3, shown + rest
+    assert [each["status"] for each in summaries] == ["interrupted"] * 3, output
 
     with head.submit(folder, *settings, *run) as process:
         output, _ = process.communicate(timeout=120)
