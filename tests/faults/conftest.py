@@ -66,7 +66,7 @@ class Program:
         return process
 
     def close(self) -> list[psutil.Process]:
-        """Kill what is left of the runs, and return it; nothing of a test that failed reaches the next one."""
+        """Kill what is left of the runs, and return it: nothing of a failed test reaches the next one."""
         eventually(lambda: not self.processes(), seconds=10)
         left = self.processes()
         for process in left:

@@ -34,11 +34,8 @@ def server(tmp_path: Path) -> Iterator[ServerProgram]:
     """The program with the counting task; whatever it leaves running fails the test."""
     made = ServerProgram(tmp_path)
     yield made
-    gone = eventually(lambda: not made.processes(), seconds=10)
-    left = made.processes()
-    for process in left:
-        process.kill()
-    assert gone, f"left running: {left}"
+    left = made.close()
+    assert not left, f"left running: {left}"
 
 
 def came_back(server: ServerProgram, member: int) -> bool:
