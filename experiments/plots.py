@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,14 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dist_train.report.palette import INK, of_run
 from experiments.runs import ROOT, MeanAndSpread
 
 FOLDER = ROOT / "docs/evidence"
+MOST_TICKS = 10
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def curves(name: str, title: str, x: Axis, y: Axis, lines: Mapping[str, Line]) -
     if y.log:
         axes.set_yscale("log", nonpositive="clip")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if _is_narrow(axes) else "")
+        )
     axes.set_xlabel(x.name)
     axes.set_ylabel(y.name)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
@@ -62,7 +68,13 @@ def curves(name: str, title: str, x: Axis, y: Axis, lines: Mapping[str, Line]) -
     pyplot.close(figure)
 
 
+def _is_narrow(axes: Axes) -> bool:
+    """Say whether the y axis is shorter than a decade, so that it has next to no major ticks."""
+    low, high = axes.get_ylim()
+    return high < 10 * low
+
+
 def _plain_ticks(axis: matplotlib.axis.Axis, ticks: Sequence[float]) -> None:
-    axis.set_ticks(ticks)
+    axis.set_ticks(ticks[:: math.ceil(len(ticks) / MOST_TICKS)])
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
