@@ -66,13 +66,14 @@ class Stand:
     """Stands in for Ray's client: its job has written ``texts`` and ends as ``info`` says.
 
     ``breaks``: how often the connection breaks in the middle of the output before it holds. With
-    ``until_stopped``, a Ctrl-C arrives at the last text, and the job ends when it is stopped.
+    ``until_stopped``, ``ctrl_cs`` of them arrive, each at the last text, and the job ends when it is stopped.
     """
 
     info: Info
     texts: list[str]
     breaks: int = 0
     until_stopped: bool = False
+    ctrl_cs: int = 1
     sent: dict[str, Any] = field(default_factory=dict)
     stopped: int = 0
 
@@ -94,7 +95,8 @@ class Stand:
         if self.breaks:
             self.breaks -= 1
             raise RuntimeError("connection lost")
-        if self.until_stopped and not self.stopped:
+        if self.until_stopped and self.ctrl_cs:
+            self.ctrl_cs -= 1
             signal.raise_signal(signal.SIGINT)
 
 
@@ -251,6 +253,13 @@ class TestCtrlC:
                 raise lost.pop()
             return stop(job)
 
+        def tell(line: str) -> None:
+            told(line)
+            # Whoever reads this presses Ctrl-C again.
+            stand.ctrl_cs += "cannot be stopped" in line
+
+        told = submit.tell
+        monkeypatch.setattr(submit, "tell", tell)
         monkeypatch.setattr(stand, "stop_job", stop_job)
         assert status_of(stand) == INTERRUPTED
         assert "cannot be stopped: no connection" in capsys.readouterr().err
@@ -258,7 +267,7 @@ class TestCtrlC:
     def test_a_second_time_leaves_the_job_to_itself(
         self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stand = Stand(Info(Status.STOPPED), ["step 1\n"], until_stopped=True)
+        stand = Stand(Info(Status.STOPPED), ["step 1\n"], until_stopped=True, ctrl_cs=2)
         monkeypatch.setattr(stand, "stop_job", lambda job: True)
         assert status_of(stand) == FAILED
         assert "job job_1 goes on" in capsys.readouterr().err
