@@ -127,7 +127,8 @@ class _Run:
         if status in (DONE, INTERRUPTED, REFUSED) or self._deadline is not None:
             # One that was asked to stop before it could hear has nothing to save.
             unheard = self._deadline is not None and status == -signal.SIGTERM
-            replica.status = INTERRUPTED if unheard else status if status >= 0 else FAILED
+            known = status if status in (DONE, REFUSED, INTERRUPTED) else FAILED
+            replica.status = INTERRUPTED if unheard else known
             return
         self._failed(replica, child, status, on_event)
 

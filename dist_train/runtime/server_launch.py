@@ -49,8 +49,9 @@ def launch_server(
             bundles = _bundles(config, gpus)
             reservation = cluster.reserve(bundles, config.parallel.cluster.wait_s, say)
             status = _attempts(config, run_dir, resume, (cluster, reservation), gpus, say, on_event)
-    except KeyboardInterrupt:
-        # What comes while Ray shuts down changes nothing of how the run has ended.
+    except (KeyboardInterrupt, SystemExit):
+        # Once it is started Ray answers SIGTERM by SystemExit, until an attempt has handlers of its own. What
+        # comes while Ray shuts down changes nothing of how the run has ended.
         if status is None:
             say("interrupted while no worker was running")
     return INTERRUPTED if status is None else status
