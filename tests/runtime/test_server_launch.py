@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from dist_train.config import Config
+from dist_train.errors import INTERRUPTED
 from dist_train.rules.resources import Bundle
 from dist_train.runtime import server_launch
 from dist_train.runtime.letters import Order
 from dist_train.runtime.ray_cluster import Cluster, Reservation
+from dist_train.runtime.server_launch import launch_server
 
 
 def config_with(**parallel: Any) -> Config:
@@ -93,3 +97,19 @@ def test_a_worker_computes_with_the_cpus_it_asked_for_or_with_its_share_of_this_
     order = cast(Order, SimpleNamespace(workers=4, config=config_with(cluster=cluster)))
     reservation = Reservation(nodes, (), None, ())
     assert server_launch._environment(order, reservation)["OMP_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt(), SystemExit(15)])
+def test_a_request_to_stop_while_ray_starts_interrupts_the_run(
+    stopped_by: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any) -> Cluster:
+        raise stopped_by
+
+    reaper = SimpleNamespace(start=lambda: nullcontext(SimpleNamespace(variables={}, home=Path())))
+    monkeypatch.setattr(server_launch, "Reaper", reaper)
+    monkeypatch.setattr(server_launch, "_cluster", start)
+    said: list[str] = []
+    status = launch_server(cast(Config, None), Path(), "auto", {}, said.append, lambda event: None)
+    assert status == INTERRUPTED
+    assert said == ["interrupted while no worker was running"]
