@@ -36,13 +36,13 @@ class Desk:
     @property
     def loaded(self) -> int:
         """The version that this worker could change over to."""
-        done = self.loading is not None and self.loading.done() and self.loading.exception() is None
+        done = self.loading is not None and self.loading.done() and self.error is None
         return self.wanted if done else NONE
 
     @property
     def error(self) -> BaseException | None:
         """Why what is wanted cannot be read; None while that is not known."""
-        return self.loading.exception() if self.loading is not None and self.loading.done() else None
+        return _error(self.loading)
 
     @property
     def went(self) -> int:
@@ -51,10 +51,14 @@ class Desk:
 
 def went(reading: Future[dict[str, Tensor]] | None) -> int:
     """Say how reading a post went; well as long as nothing else is known."""
-    error = reading.exception() if reading is not None and reading.done() else None
+    error = _error(reading)
     if error is None:
         return WELL
     return GONE if isinstance(error, PostGone) else UNREADABLE
+
+
+def _error(reading: Future[dict[str, Tensor]] | None) -> BaseException | None:
+    return reading.exception() if reading is not None and reading.done() else None
 
 
 def seated(teacher: nn.Module | None, student: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

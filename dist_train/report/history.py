@@ -132,6 +132,11 @@ class History:
         attempt, number = self.attempts[begun[-1]], begun[-1]
         return self.walls[number] + float(self._costs[number]) + clock - attempt.clock
 
+    @property
+    def cost(self) -> float:
+        """The seconds that failures cost in all: work that was lost, and the way back."""
+        return float(self._costs[-1])
+
     @cached_property
     def _costs(self) -> Numbers:
         """What failures had cost by the start of each attempt: work that was lost, and the way back."""

@@ -50,11 +50,8 @@ class Reported:
     @property
     def wall_s(self) -> float | None:
         """The run's seconds with those that failures cost, and without pauses until somebody resumed."""
-        kept, history = self.progress.get("wall_s"), self.measured.history
-        if not isinstance(kept, int | float):
-            return None
-        lost = sum(seconds for _, seconds in history.lost())
-        return kept + lost + sum(end - start for start, end in history.recoveries())
+        kept = self.progress.get("wall_s")
+        return kept + self.measured.history.cost if isinstance(kept, int | float) else None
 
 
 def headline(runs: Sequence[Reported]) -> Table:
