@@ -476,25 +476,25 @@ class TestCheckpoints:
         assert weights(resumed, 3) == [5.0]
         assert float(resumed.in_force(3)[0][1][1].running_mean) == 2.0  # type: ignore[index]
 
-    def test_it_goes_on_with_them_as_long_as_if_it_had_never_stopped(self) -> None:
+    @staticmethod
+    def resumed_at(updates: int) -> tuple[PostedTeachers, list[dict[str, Any]]]:
+        """Teachers as a checkpoint after ``updates`` had them, of which replica 1 posted version 4 alone."""
         board, terms = MemoryBoard(), Codistill(interval=1, max_age=10)
         found, _ = teachers(board, terms)
         board.post(1, 4, tensors(5.0))
-        run(found, 1, 9)
+        run(found, 1, updates)
         resumed, events = teachers(MemoryBoard(), terms)
-        resumed.begin(model(), 9)
+        resumed.begin(model(), updates)
         resumed.restore(found.part())
+        return resumed, events
+
+    def test_it_goes_on_with_them_as_long_as_if_it_had_never_stopped(self) -> None:
+        resumed, events = self.resumed_at(9)
         run(resumed, 10, 20)
         assert [event["step"] for event in events if event["event"] == "teacher_gone"] == [14]
 
     def test_whom_it_went_on_without_is_not_told_again(self) -> None:
-        board, terms = MemoryBoard(), Codistill(interval=1, max_age=10)
-        found, _ = teachers(board, terms)
-        board.post(1, 4, tensors(5.0))
-        run(found, 1, 20)
-        resumed, events = teachers(MemoryBoard(), terms)
-        resumed.begin(model(), 20)
-        resumed.restore(found.part())
+        resumed, events = self.resumed_at(20)
         run(resumed, 21, 25)
         assert (events, resumed.gone) == ([], (1,))
 

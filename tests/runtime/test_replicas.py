@@ -55,6 +55,17 @@ class Program:
         self.run_dir = folder / "run"
         self.processes: list[subprocess.Popen[str]] = []
 
+    def task_failing_in_replica_1(self, method: str, error: str) -> str:
+        """Write the task of digits, of which a method raises ``error`` in replica 1; return its name."""
+        (self.folder / "unlike.py").write_text(
+            "import os\nfrom dist_train.errors import ConfigError\n"
+            "from dist_train.tasks.digits import Digits\n\n\n"
+            f"class Unlike(Digits):\n    def {method}(self, *given):\n"
+            "        if os.environ['DIST_TRAIN_REPLICA'] == '1':\n"
+            f"            raise {error}\n        return super().{method}(*given)\n"
+        )
+        return "unlike.py:Unlike"
+
     def start(self, *arguments: str, run_dir: Path | None = None) -> subprocess.Popen[str]:
         (self.folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
         command = [sys.executable, "-m", "dist_train", "run", "small.yaml", *arguments]
@@ -257,13 +268,8 @@ def test_replicas_stopped_before_they_can_hear_are_interrupted_and_go_on(program
 @pytest.mark.processes
 @pytest.mark.timeout(180)
 def test_a_replica_that_fails_for_good_leaves_the_others_to_their_end(program: Program) -> None:
-    task = program.folder / "sick.py"
-    task.write_text(
-        "import os\nfrom dist_train.tasks.digits import Digits\n\n\nclass Sick(Digits):\n"
-        "    def loss(self, model, batch):\n        if os.environ['DIST_TRAIN_REPLICA'] == '1':\n"
-        "            raise RuntimeError('a bad disk')\n        return super().loss(model, batch)\n"
-    )
-    process = program.start("task=sick.py:Sick")
+    task = program.task_failing_in_replica_1("loss", "RuntimeError('a bad disk')")
+    process = program.start(f"task={task}")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == FAILED, output
     assert "replica 1" in output
@@ -290,15 +296,8 @@ def test_replicas_that_begin_as_copies_of_one_model_become_different_ones(
 @pytest.mark.processes
 @pytest.mark.timeout(180)
 def test_a_replica_that_is_refused_at_the_start_stops_the_others(program: Program) -> None:
-    task = program.folder / "unlike.py"
-    task.write_text(
-        "import os\nfrom dist_train.errors import ConfigError\n"
-        "from dist_train.tasks.digits import Digits\n\n\n"
-        "class Unlike(Digits):\n    def model(self):\n"
-        "        if os.environ['DIST_TRAIN_REPLICA'] == '1':\n"
-        "            raise ConfigError('no such model here')\n        return super().model()\n"
-    )
-    process = program.start("task=unlike.py:Unlike", "train.steps=2000", "faults.step_s=0.05")
+    task = program.task_failing_in_replica_1("model", "ConfigError('no such model here')")
+    process = program.start(f"task={task}", "train.steps=2000", "faults.step_s=0.05")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == REFUSED, output
     assert "replica 1 is refused, and the others stop: no such model here" in output
