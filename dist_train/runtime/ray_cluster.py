@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,9 @@ OBJECT_STORE_BYTES = 128 * 2**20
 CONCURRENT_CALLS = 10_000
 # Seconds between two attempts of a call, and between two looks at a busy cluster.
 RETRY_S, LOOK_S = 0.05, 1.0
+# What is lost on its way Ray asks for again after ever longer waits. We ask anew; a large array may take
+# longer, and gets twice the time at each attempt.
+ASK_AGAIN_S = 5.0
 # A node that does not start a process within these seconds is taken for lost.
 REMOTE_KILL_S = 15.0
 
@@ -132,10 +136,7 @@ class Actor:
         self.handle.call.remote(method, *arguments)
 
     def kill(self) -> None:
-        """End the actor's process, if it has not ended; a stopped one ends within some 5 s.
-
-        Where that is too long, use kill_process.
-        """
+        """End the actor's process; a stopped one ends within some 5 s (at once with kill_process)."""
         _ray().kill(self.handle, no_restart=True)
 
     def _translated(self, error: Exception, method: str) -> TrainingError:
@@ -159,12 +160,17 @@ class Ref:
 
     def fetch(self, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return the array, read-only; on the node that has it, without a copy. Unreachable if it is lost."""
-        ray = _ray()
-        try:
-            array: NDArray[np.float32] = ray.get(self.handle, timeout=timeout_s)
-        except ray.exceptions.RayError as error:
-            raise Unreachable(f"an array cannot be fetched: {type(error).__name__}: {error}") from error
-        return array
+        ray, waited_s, patience_s = _ray(), 0.0, ASK_AGAIN_S
+        while True:
+            patience_s = min(patience_s, (timeout_s or inf) - waited_s)
+            try:
+                return cast("NDArray[np.float32]", ray.get(self.handle, timeout=patience_s))
+            except ray.exceptions.RayError as error:
+                waited_s += patience_s
+                late = isinstance(error, ray.exceptions.GetTimeoutError)
+                if not late or waited_s >= (timeout_s or inf):
+                    raise Unreachable(f"an array cannot be fetched: {_line(error)}") from error
+            patience_s *= 2
 
 
 def put(array: NDArray[np.float32]) -> Ref:
@@ -239,14 +245,13 @@ class Cluster:
         ConfigError at once if the cluster is too small, TrainingError if still busy after ``patience_s``.
         """
         ray = _ray()
-        if lack := missing(self._offered("Resources"), bundles):
+        if lack := missing(self._offered(), bundles):
             keys = "parallel.workers, parallel.group_size or parallel.cluster.worker_cpus"
             raise ConfigError(f"{lack}; add nodes, or lower {keys}")
         group = ray.util.placement_group([dict(bundle.needs) for bundle in bundles], strategy="PACK")
-        deadline = time.monotonic() + patience_s
-        told = False
+        deadline, told = time.monotonic() + patience_s, False
         while not group.wait(LOOK_S):
-            state = occupied(self._free(), bundles)
+            state = occupied([ray.available_resources()], bundles)
             if time.monotonic() > deadline:
                 ray.util.remove_placement_group(group)
                 raise TrainingError(
@@ -295,13 +300,10 @@ class Cluster:
 
     def gpus(self) -> int:
         """Count the GPUs of the cluster, busy ones too."""
-        return int(sum(node.get("GPU", 0) for node in self._offered("Resources")))
+        return int(sum(node.get("GPU", 0) for node in self._offered()))
 
-    def _offered(self, what: str) -> list[Resources]:
-        return [node[what] for node in _ray().nodes() if node["Alive"]]
-
-    def _free(self) -> list[Resources]:
-        return [_ray().available_resources()]
+    def _offered(self) -> list[Resources]:
+        return [node["Resources"] for node in _ray().nodes() if node["Alive"]]
 
 
 def _in_order(ray: Any, group: Any, bundles: Sequence[Resources]) -> Reservation:
@@ -333,9 +335,9 @@ def start_local(home: Path, gpus: int = 0, object_store_bytes: int = OBJECT_STOR
             _node_ip_address="127.0.0.1",
             _temp_dir=str(home / "ray"),  # Ray opens this folder to everybody
         )
+    except ConfigError:
+        raise
     except Exception as error:
-        if isinstance(error, ConfigError):
-            raise
         raise TrainingError(f"Ray does not start: {_line(error)}") from error
     return Cluster(address)
 
@@ -350,8 +352,6 @@ def join(address: str) -> Cluster:
     keep_to_guarded(address, knock_at_head)
     try:
         cluster = Cluster(_init(address=address))
-    except ConfigError:
-        raise
     except Exception as error:
         raise _unanswered(address, "no Ray cluster can be joined", error) from error
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import stat
@@ -305,6 +306,9 @@ nodes.shutdown()
 """
 
 
+PULL = "ObjectManagerService.grpc_client.Pull"
+
+
 @pytest.mark.processes
 @pytest.mark.timeout(120)
 def test_two_nodes_share_arrays_and_reach_each_others_processes() -> None:
@@ -318,6 +322,9 @@ def test_two_nodes_share_arrays_and_reach_each_others_processes() -> None:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # The first request for an array is lost, and Ray would not repeat it in time.
+            "RAY_testing_rpc_failure": json.dumps({PULL: {"num_failures": 1, "req_failure_prob": 100}}),
+            "RAY_object_manager_pull_timeout_ms": "600000",
         }
         answer = subprocess.run(
             [sys.executable, "-c", TWO_NODES, str(reaper.home)],
