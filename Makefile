@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 
 test: lint types
 	$(BIN)/pytest -q -n 2 -m "not processes"
-	$(BIN)/pytest -q -m processes
+	$(BIN)/pytest -q -n 2 --dist worksteal -m processes
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -180,9 +180,10 @@ def test_with_second_copies_nothing_is_lost_and_without_its_coordinator_a_run_be
     made_again(server)
 
 
-def test_a_group_restarts_as_a_unit_and_the_quorum_follows(server: ServerProgram, network: Network) -> None:
+def test_a_group_restarts_as_a_unit_and_the_quorum_follows(server: ServerProgram) -> None:
     groups = ("parallel.mode=backup", "parallel.workers=4", "parallel.group_size=2", "train.epochs=40")
-    process = server.start(*network.settings, *groups, **network.variables)
+    lossy = NETWORKS["lossy"]
+    process = server.start(*lossy.settings, *groups, **lossy.variables)
     server.sees(lambda: len(server.named("update")) >= 10, 180)
     assert {len(event["gradients"]) for event in server.named("update")} == {2}
     (peer,) = server.find("rank_00002")
