@@ -134,6 +134,11 @@ class Coordinator:
         scalars = await asyncio.to_thread(self._memories.hand_over, hello, saved)
         return replace(self._run.welcome(hello.member), scalars=scalars)
 
+    async def handed_over(self, member: int, incarnation: int) -> tuple[Ref, ...]:
+        """Return, for a member on another node, what it begins with of its predecessor's."""
+        rows = self._memories.handed_over(member, incarnation)
+        return tuple([await asyncio.to_thread(put, row.numpy()) for row in rows])
+
     async def join(self, member: int, incarnation: int, ahead: int) -> Reply:
         """Take a member's process into the run; answered when there is something to do for it."""
         if self._is_lost(member, incarnation):

@@ -25,11 +25,15 @@ Process = tuple[int, int]
 
 @dataclass(frozen=True)
 class Parcel:
-    """A gradient on its way between nodes; ``base`` is what it was computed from, where that is asked for."""
+    """A gradient on its way between nodes; ``base`` is what it was computed from, where that is asked for.
+
+    ``deposit``: with local steps, what the member keeps for itself, vector by vector.
+    """
 
     gradient: Ref
     base: Ref | None
     statistics: NDArray[np.float64]
+    deposit: tuple[Ref, ...] = ()
 
 
 class Memories:
@@ -54,12 +58,10 @@ class Memories:
         return self._attach(who, memory)
 
     def _opened(self, hello: Hello) -> MemberMemory:
-        sizes = self._size, self._statistics
+        sizes = self._size, self._statistics, self._kept, self._base
         if hello.memory is None:
-            # What members on other nodes keep for themselves stays there: their successors begin anew.
-            segment = Segment.create(MemberMemory.bytes(*sizes, base=self._base))
-            return MemberMemory(segment, *sizes, base=self._base)
-        return MemberMemory(Segment.open(hello.memory), *sizes, self._kept, self._base)
+            return MemberMemory(Segment.create(MemberMemory.bytes(*sizes)), *sizes)
+        return MemberMemory(Segment.open(hello.memory), *sizes)
 
     def hand_over(self, hello: Hello, saved: Deposit | None) -> Mapping[str, float] | None:
         """Give a process what its predecessor kept for itself, or else the checkpoint; return its scalars."""
@@ -68,12 +70,20 @@ class Memories:
             return None
         return self.deposits.hand_over(hello.member, memory, saved)
 
+    def handed_over(self, member: int, incarnation: int) -> list[Tensor]:
+        """Return what ``hand_over`` left for a process on another node, which fetches it; [] if nothing."""
+        memory = self._held.get((member, incarnation))
+        return memory.deposits[0] if memory is not None and memory.deposits else []
+
     def receive(self, push: Push, parcel: Parcel) -> None:
         """Put what came from another node where shards look for it; Unreachable if it is lost on the way."""
         memory = self._of(push)
         np.copyto(memory.gradients[push.buffer].numpy(), parcel.gradient.fetch())
         if parcel.base is not None and memory.parameters is not None:
             np.copyto(memory.parameters.numpy(), parcel.base.fetch())
+        if parcel.deposit and push.deposit is not None:
+            for row, sent in zip(memory.deposits[push.deposit], parcel.deposit, strict=True):
+                np.copyto(row.numpy(), sent.fetch())
         np.copyto(memory.statistics.numpy(), parcel.statistics)
 
     def statistics_of(self, push: Push) -> Tensor:

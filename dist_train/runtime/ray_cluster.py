@@ -28,6 +28,7 @@ from dist_train.errors import ConfigError, TrainingError
 from dist_train.rules.resources import Bundle, Resources, missing, node_by_node, occupied
 from dist_train.runtime.access import AUTO, admit, keep_to_guarded, knock_at_head, knock_at_jobs, wanted
 from dist_train.runtime.place import set_variables
+from dist_train.runtime.ray_environment import LOOPBACK, QUICK, QUIET
 from dist_train.runtime.remote import (
     ActorFailed,
     ActorGone,
@@ -48,27 +49,11 @@ OBJECT_STORE_BYTES = 128 * 2**20
 CONCURRENT_CALLS = 10_000
 # Seconds between two attempts of a call, and between two looks at a busy cluster.
 RETRY_S, LOOK_S = 0.05, 1.0
-# What is lost on its way Ray asks for again after ever longer waits. We ask anew; a large array may take
-# longer, and gets twice the time at each attempt.
+# What does not come from another node is asked for anew after these seconds.
 ASK_AGAIN_S = 5.0
 # A node that does not start a process within these seconds is taken for lost.
 REMOTE_KILL_S = 15.0
 
-# Ray's own waits, warnings and stand-by processes; read by each of its processes when it starts.
-_QUICK = {
-    # A call that fails says so at once, instead of after a second of waiting for news of the actor.
-    "RAY_timeout_ms_task_wait_for_death_info": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-    # Workers are what the machine is for: not below everything else.
-    "RAY_worker_niceness": "0",
-    # An actor without a GPU leaves CUDA_VISIBLE_DEVICES alone.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-# What ended an actor is ours to say: Ray's own paragraphs about it stay out of our output.
-_QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_USAGE_STATS_ENABLED": "0"}
-# The name notwithstanding: with 0, Ray binds to the loopback address alone, on Linux too.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # One token for all clusters of this process: Ray reads it once.
 _TOKEN = secrets.token_hex(32)
 
@@ -101,7 +86,7 @@ class Actor:
         """Call and wait for the answer, at most ``timeout_s``."""
         ray = _ray()
         try:
-            answer: Answer = ray.get(self.handle.call.remote(method, *arguments), timeout=timeout_s)
+            answer: Answer = _awaited(self.handle.call.remote(method, *arguments), timeout_s)
         except ray.exceptions.RayError as error:
             raise self._translated(error, method) from error
         return unwrap(answer)
@@ -160,17 +145,26 @@ class Ref:
 
     def fetch(self, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return the array, read-only; on the node that has it, without a copy. Unreachable if it is lost."""
-        ray, waited_s, patience_s = _ray(), 0.0, ASK_AGAIN_S
-        while True:
-            patience_s = min(patience_s, (timeout_s or inf) - waited_s)
-            try:
-                return cast("NDArray[np.float32]", ray.get(self.handle, timeout=patience_s))
-            except ray.exceptions.RayError as error:
-                waited_s += patience_s
-                late = isinstance(error, ray.exceptions.GetTimeoutError)
-                if not late or waited_s >= (timeout_s or inf):
-                    raise Unreachable(f"an array cannot be fetched: {_line(error)}") from error
-            patience_s *= 2
+        try:
+            return cast("NDArray[np.float32]", _awaited(self.handle, timeout_s))
+        except _ray().exceptions.RayError as error:
+            raise Unreachable(f"an array cannot be fetched: {_line(error)}") from error
+
+
+def _awaited(handle: Any, timeout_s: float | None) -> Any:
+    """Wait for an object, at most ``timeout_s``; Ray itself asks for a lost one after long waits only."""
+    limit_s = inf if timeout_s is None else timeout_s
+    waited_s, patience_s = 0.0, ASK_AGAIN_S
+    while True:
+        patience_s = min(patience_s, limit_s - waited_s)
+        try:
+            return _ray().get(handle, timeout=patience_s)
+        except _ray().exceptions.GetTimeoutError:
+            waited_s += patience_s
+            if waited_s >= limit_s:
+                raise
+        # A large array may take longer, and gets twice the time.
+        patience_s *= 2
 
 
 def put(array: NDArray[np.float32]) -> Ref:
@@ -290,7 +284,7 @@ class Cluster:
             "max_restarts": 0,
             "max_task_retries": 0,
             "scheduling_strategy": place,
-            "runtime_env": {"env_vars": {**_QUICK, **environment}},
+            "runtime_env": {"env_vars": {**QUICK, **environment}},
         }
         # Tools show a process by the name of its class.
         hosted = ray.remote(**options)(type(name.replace(" ", "_"), (Host,), {}))
@@ -325,7 +319,7 @@ def start_local(home: Path, gpus: int = 0, object_store_bytes: int = OBJECT_STOR
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(_TOKEN)
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": ""}
-    set_variables({**_LOOPBACK, **variables})
+    set_variables({**LOOPBACK, **variables})
     try:
         address = _init(
             num_cpus=LOCAL_CPUS,
@@ -386,7 +380,7 @@ def _unanswered(address: str, what: str, error: Exception) -> ConfigError:
 
 def _init(**options: Any) -> str:
     """Connect this process to Ray and return the address of the cluster."""
-    set_variables({**_QUICK, **_QUIET})
+    set_variables({**QUICK, **QUIET})
     ray = _ray()
     stop_handler = signal.getsignal(signal.SIGTERM)
     context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)

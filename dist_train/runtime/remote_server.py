@@ -72,6 +72,10 @@ class RemoteServer:
             threads=torch.get_num_threads(),
         )
         welcome: Welcome = self._coordinator.keep_asking("enlist", hello)
+        if welcome.scalars is not None and not self._is_near:
+            left = self._coordinator.keep_asking("handed_over", self._member, self._incarnation)
+            for target, row in zip(self.memory.deposits[0], left, strict=True):
+                target.copy_(_tensor(row.fetch(self._timeout_s)))
         return welcome
 
     def join(self, ahead: int) -> Reply:
@@ -190,10 +194,16 @@ class RemoteServer:
         return Version(*found[0])
 
     def _parcel(self, push: Push) -> Parcel:
-        """Put a gradient into the object store, from where the coordinator fetches it."""
+        """Put what goes with a push into the object store, from where the coordinator fetches it."""
         memory = self.memory
         base = None if memory.parameters is None else put(memory.parameters.numpy())
-        return Parcel(put(memory.gradients[push.buffer].numpy()), base, memory.statistics.numpy().copy())
+        rows = [] if push.deposit is None else memory.deposits[push.deposit]
+        return Parcel(
+            put(memory.gradients[push.buffer].numpy()),
+            base,
+            memory.statistics.numpy().copy(),
+            tuple(put(row.numpy()) for row in rows),
+        )
 
     def _find_sources(self, unusable: int | None = None) -> None:
         """Ask where the parameters are to be read, and open what is near; ``unusable`` was not to be read."""

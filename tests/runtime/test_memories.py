@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,27 @@ def test_what_a_member_of_another_node_sends_lies_where_shards_look(base: np.nda
     assert shard.gradients[1].eq(3.0).all()
     assert shard.parameters.eq(0.0 if base is None else 2.0).all()
     assert torch.equal(memories.statistics_of(push(0, 0)), torch.from_numpy(statistics))
+
+
+def test_what_a_member_of_another_node_keeps_for_itself_is_there_for_checkpoints_and_its_successor() -> None:
+    memories = Memories(SIZE, STATISTICS, 2, base=False)
+    memories.meet(hello(0, 0, None))
+    statistics = np.zeros(STATISTICS)
+    for deposit, value in ((0, 1.0), (1, 2.0)):
+        rows = tuple(PlainRef(np.full(SIZE, value + row)) for row in range(2))
+        sent = replace(push(0, 0), deposit=deposit, scalars={"step": value})
+        memories.receive(sent, Parcel(PlainRef(np.zeros(SIZE)), None, statistics, rows))
+        memories.settled(sent)
+    # Without a state of its own, as with plain descent, or where it does not say where.
+    memories.receive(push(0, 0), Parcel(PlainRef(np.zeros(SIZE)), None, statistics))
+    memories.settled(push(0, 0))
+    left = memories.deposits.copies()[0]
+    assert [row[0].item() for row in left.rows] == [2.0, 3.0]
+
+    assert memories.handed_over(0, 1) == []
+    memories.meet(hello(0, 1, None))
+    assert memories.hand_over(hello(0, 1, None), None) == {"step": 2.0}
+    assert [row[0].item() for row in memories.handed_over(0, 1)] == [2.0, 3.0]
 
 
 def test_what_is_lost_on_its_way_is_not_there() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -84,6 +84,7 @@ class PlainCoordinator:
     line: str | None
     lend: Callable[[], Version | None] = lambda: None
     heard: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    scalars: dict[str, float] | None = None
 
     def keep_asking(self, verb: str, *arguments: Any) -> Any:
         self.heard.append((verb, arguments))
@@ -97,7 +98,9 @@ class PlainCoordinator:
             case "held":
                 return Fetched(np.full(SIZE, 5.0, np.float32)), np.array([6.0])
             case "enlist":
-                return Welcome(3, torch.zeros(1))
+                return Welcome(3, torch.zeros(1), self.scalars)
+            case "handed_over":
+                return tuple(Fetched(np.full(SIZE, value, np.float32)) for value in (4.0, 5.0))
         return COUNTED
 
     def said(self, verb: str) -> list[tuple[Any, ...]]:
@@ -125,8 +128,8 @@ class PlainLine:
 class World:
     """Two shards, and a member on a node of that name; the server's is called ``near``."""
 
-    def __init__(self, node: str, line: str | None = None, sends_base: bool = False) -> None:
-        sizes = SIZE, 1, 0, sends_base
+    def __init__(self, node: str, line: str | None = None, sends_base: bool = False, kept: int = 0) -> None:
+        sizes = SIZE, 1, kept, sends_base
         self.shards = [PlainShard(), PlainShard()]
         self.held = Segment.create(held_bytes(SIZE, 1))
         self.coordinator = PlainCoordinator([self.sources()], line)
@@ -374,3 +377,26 @@ class TestAPush:
         assert np.all(parcel.statistics == 9.0)
         assert (parcel.base is not None) == sends_base
         assert not sends_base or np.all(parcel.base.array == 8.0)
+
+    def test_from_another_node_takes_along_what_the_member_keeps_for_itself(self, make: Make) -> None:
+        world = make("far", kept=2)
+        for number, row in enumerate(world.memory.deposits[1]):
+            row.fill_(float(number))
+        world.server.push(replace(PUSH, deposit=1))
+        ((_, parcel),) = world.coordinator.said("push")
+        world.memory.deposits[1][0].fill_(9.0)
+        assert [row.array[0] for row in parcel.deposit] == [0.0, 1.0]
+
+
+def test_a_successor_begins_with_what_its_predecessor_left(make: Make) -> None:
+    for node in ("near", "far"):
+        world = make(node, kept=2)
+        sizes = Sizes(train=1, validation=1, parameters="8")
+        # There is nothing yet.
+        assert world.server.enlist(sizes).scalars is None
+        assert not world.coordinator.said("handed_over")
+        world.coordinator.scalars = {"step": 7.0}
+        assert world.server.enlist(sizes).scalars == {"step": 7.0}
+        # On the server's own node the coordinator has put it there itself.
+        expected = [4.0, 5.0] if node == "far" else [0.0, 0.0]
+        assert [row[0].item() for row in world.memory.deposits[0]] == expected
