@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -62,6 +63,8 @@ Say = Callable[[str], None]
 
 def _ray() -> Any:
     """Import Ray when it is first needed: it reads its environment then."""
+    if "ray" not in sys.modules:
+        set_variables(QUIET)
     try:
         import ray
     except ImportError as error:
@@ -380,7 +383,7 @@ def _unanswered(address: str, what: str, error: Exception) -> ConfigError:
 
 def _init(**options: Any) -> str:
     """Connect this process to Ray and return the address of the cluster."""
-    set_variables({**QUICK, **QUIET})
+    set_variables(QUICK)
     ray = _ray()
     stop_handler = signal.getsignal(signal.SIGTERM)
     context = ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **options)
