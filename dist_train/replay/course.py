@@ -17,6 +17,7 @@ from dist_train.config import Config
 from dist_train.core.server_state import ServerState
 from dist_train.core.shard import ShardState
 from dist_train.errors import TrainingError
+from dist_train.exchange.deposits import Deposit
 from dist_train.replay.log import Attempt, Gradient, Key, RolledBack, Update, Who
 from dist_train.replay.member import Beginning, Computed, Past, ReplayedMember
 from dist_train.replay.shards import Shards, Versions
@@ -69,7 +70,8 @@ class Course:
         self._coming = self._in_order()
         self._ready: dict[Key, Computed] = {}
         self._members: dict[Who, ReplayedMember] = {}
-        self._saved: dict[int, ShardState] = {}
+        # After an update: the shards, and what members keep for themselves.
+        self._saved: dict[int, tuple[ShardState, dict[int, Deposit]]] = {}
 
     def run(self, keep: int | None = None) -> Tensor | None:
         """Make the attempt again; return the parameters after update ``keep``, if it came to that.
@@ -80,23 +82,28 @@ class Course:
         self._publish()
         returns, kept = _returns(self._attempt), None
         if -1 in returns:
-            self._saved[self._now.number] = self.shards.copy()
+            self._save()
         for index, entry in enumerate(self._attempt.entries):
             match entry:
                 case Update():
                     self._update(entry)
                 case RolledBack():
                     self._now = entry.version
-                    self.shards.load(self._now.number, self._saved[self._now.number])
+                    shards, left = self._saved[self._now.number]
+                    self.shards.load(self._now.number, shards)
+                    self._left = dict(left)
                     self._publish()
                 case Gradient() if self._computes_all:
                     self._computed(entry, f"after update {self._now.number}")
             if index in returns:
-                self._saved[self._now.number] = self.shards.copy()
+                self._save()
             if self._now.number == keep:
                 kept = self.shards.parameters()
             self._versions.forget_after(index)
         return kept if self._attempt.entries or keep != self._now.number else self.shards.parameters()
+
+    def _save(self) -> None:
+        self._saved[self._now.number] = self.shards.copy(), dict(self._left)
 
     def close(self) -> None:
         for member in self._members.values():

@@ -380,7 +380,8 @@ class Coordinator:
                 await work
             except Exception as error:
                 log.exception("the coordinator failed")
-                self._end(REFUSED if isinstance(error, ConfigError | Mismatch) else FAILED, str(error))
+                said = str(error) or type(error).__name__
+                self._end(REFUSED if isinstance(error, ConfigError | Mismatch) else FAILED, said)
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)

@@ -70,7 +70,8 @@ class MemberProcess:
                 log.exception("worker %d failed in step %d, phase %s", assignment.rank, beat.step, beat.phase)
                 children.report_crash(assignment.run_dir, assignment.rank, beat.phase, beat.step, error)
                 text = f"{type(error).__name__}: {error}" if not refused else str(error)
-                status = REFUSED if refused else FAILED
+                # The others train already when a successor comes.
+                status = REFUSED if refused and not assignment.incarnation else FAILED
                 return Ended(status, beat.step, beat.phase, type(error).__name__, text)
             finally:
                 self._heart.close()

@@ -260,7 +260,8 @@ class Pump:
             run.applied(entry.step, [each.checksum for each in done])
             self._react(run.referee.applied(entry.step.version))
             self._react(run.reconsider_backups())
-        entry.published = run.referee.published
+        if run.referee_or_none is not None:
+            entry.published = run.referee.published
         if milestone is not None and milestone.log:
             run.log(milestone)
         if milestone is not None and milestone.save and area is not None and not run.referee.finished:
@@ -288,7 +289,7 @@ class Pump:
                 {
                     "event": "shard_copy_lost",
                     "shard": copy.shard,
-                    "step": self._run.referee.admission.version.number,
+                    "step": self._step,
                     "lost_updates": 0,
                     "warning": f"a copy of shard {copy.shard} is gone; the other goes on and nothing is lost",
                 }
@@ -300,8 +301,14 @@ class Pump:
     async def _recover(self, loss: ShardLost) -> None:
         """Have all shards go back to the newest snapshot, once those that are lost have successors."""
         run = self._run
+        if run.referee_or_none is None:
+            # Nobody has begun: what the shards hold is what all began from.
+            while not await self._go_back():
+                pass
+            return
         gone_back = False
-        while not (run.referee.stopped or gone_back):
+        while not (self._stopped or gone_back):
+            self._era += 1
             gone_back = await self._go_back()
         if not gone_back:
             self._era += 1
@@ -331,7 +338,7 @@ class Pump:
         for copy in self._fleet.gone:
             self._want(copy)
         self._fleet.gone.clear()
-        while not (self._fleet.is_whole or run.referee.stopped):
+        while not (self._fleet.is_whole or self._stopped):
             self._arrived.clear()
             await self._arrived.wait()
         if not self._fleet.is_whole:
@@ -339,7 +346,6 @@ class Pump:
         newest = run.holdings.newest()
         assert newest is not None
         area, kept = newest
-        self._era += 1
         load = Load(area, self._era, kept.start.updates, kept.scalars)
         try:
             await self._fleet.obey([*self._memories.attachments(), load])
@@ -347,6 +353,20 @@ class Pump:
             return False
         await self._find_sources()
         return True
+
+    @property
+    def _stopped(self) -> bool:
+        referee = self._run.referee_or_none
+        return referee is not None and referee.stopped
+
+    @property
+    def _step(self) -> int:
+        """The newest update decided on."""
+        if self._run.referee_or_none is not None:
+            return self._run.referee.admission.version.number
+        newest = self._run.holdings.newest()
+        assert newest is not None
+        return newest[1].start.updates
 
     def _want(self, copy: Copy) -> None:
         self._ask(Want("shard", copy.shard, copy.serial, "its process is gone"))

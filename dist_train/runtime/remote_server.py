@@ -132,10 +132,13 @@ class RemoteServer:
     def read_exactly(self, version: Version, into: Tensor) -> bool:
         parts = [into[part.start : part.stop] for part in self._now.parts]
         with suppress(*_TRANSIENT):
-            if self._is_near:
-                readers = zip(self._readers, parts, strict=True)
-                return all(reader.read(version, part) for reader, part in readers)
-            return self._fetch_all(version, parts)
+            if not self._is_near:
+                return self._fetch_all(version, parts)
+            if all(reader.read(version, part) for reader, part in zip(self._readers, parts, strict=True)):
+                return True
+            # It may be the memory of a shard that another has taken the place of.
+            self._find_sources()
+            return False
         self._find_sources(unusable=self._now.edition)
         return False
 

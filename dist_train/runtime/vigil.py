@@ -26,6 +26,8 @@ from dist_train.runtime.ray_cluster import kill_process
 from dist_train.runtime.remote import Process
 
 LOOK_S = 0.5
+# The signal that only asks whether there is such a process.
+ALIVE = 0
 # An answer that took longer says nothing of the others: their pulses may have had to wait as well.
 LATE_S = 1.0
 # What a stopped process gets to write its stacks.
@@ -165,11 +167,14 @@ class Vigil:
 
     async def _end(self, kind: str, hung: Hung, pulses: Sequence[Pulse], why: str) -> None:
         """Have the culprits write their stacks, then kill them."""
+        culprits = [pulse.process for pulse in pulses if pulse.beat.rank in hung.ranks]
+        self._condemned.update(culprits)
+        if kind == "shard" and not await asyncio.to_thread(kill_process, culprits[0], ALIVE):
+            # It has ended, which the next update finds.
+            return
         self._say(f"{why}; its stacks are in its log")
         event = {"event": "hung", "kind": kind, "ranks": list(hung.ranks), "reason": why}
         await self._crew.record(event)
-        culprits = [pulse.process for pulse in pulses if pulse.beat.rank in hung.ranks]
-        self._condemned.update(culprits)
         for number, pause in ((signal.SIGQUIT, 0.0), (signal.SIGCONT, STACKS_S), (signal.SIGKILL, 0.0)):
             for process in culprits:
                 await asyncio.to_thread(kill_process, process, number)

@@ -52,6 +52,8 @@ class ServerRecords:
         self._clock = clock
         self._work: dict[int, Work] = {}
         self._gradients: dict[Key, dict[str, Any]] = {}
+        # Those whose members were told that they count, before the update that they are for.
+        self._promised: dict[Key, dict[str, Any]] = {}
         self._waits: dict[Key, _Wait] = {}
         self._deciding: list[tuple[Version, list[Key]]] = []
         # The version of each teacher that each member learns from.
@@ -97,6 +99,7 @@ class ServerRecords:
             lease = work.lease
             self.ledger.trained(lease.epoch, lease.offset, lease.count)
             gradients.append(_gradient(each.push, work) | {"staleness": each.staleness})
+            self._promised.pop(key_of(each.push), None)
             if (wait := self._waits.get(key_of(each.push))) is not None:
                 wait.decided = self._clock()
         self._deciding.append((step.version, [key_of(each.push) for each in step.contributions]))
@@ -146,11 +149,15 @@ class ServerRecords:
         key = answer.member, answer.incarnation, answer.sequence
         gradient = self._gradients.pop(key, None)
         if gradient is not None and answer.reply.outcome == "void":
-            era, step = answer.reply.version
-            self._event(
-                {"event": "void", "step": step, "era": era, "reason": WHY_RETURNED["void"]} | gradient
-            )
+            self._void(answer.reply.version, gradient)
         wait = self._waits.pop(key, None)
+        if (
+            gradient is not None
+            and answer.reply.outcome == "counted"
+            and wait is not None
+            and wait.decided is None
+        ):
+            self._promised[key] = gradient
         if wait is None:
             return
         now, reporter, member = self._clock(), self.reporter, answer.member
@@ -171,6 +178,13 @@ class ServerRecords:
         self._waits.clear()
         self._deciding.clear()
         self._event(event)
+        for gradient in self._promised.values():
+            self._void(Version(event["era"], event["step"]), gradient)
+        self._promised.clear()
+
+    def _void(self, version: Version, gradient: Mapping[str, Any]) -> None:
+        own = {"step": version.number, "era": version.era, "reason": WHY_RETURNED["void"]}
+        self._event({"event": "void", **own, **gradient})
 
     def finish(self, at: Standing, end: End) -> None:
         self.reporter.finish(at, end)

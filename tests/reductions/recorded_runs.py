@@ -109,6 +109,7 @@ class Book:
         start, state = next(each for each in self.run.snapshots if each[0].updates == to)
         era = self.run.twin.version.era + 1
         self.run.load(start, state)
+        self.run.twin.deposits.go_back(self.run.left[to])
         event = {"event": "rolled_back", "step": to, "era": era}
         self.records.rolled_back(0, self.records.ledger, event)
         self.run.twin.roll_back(start)

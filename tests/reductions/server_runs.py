@@ -26,6 +26,7 @@ from dist_train.core.shard import PlainSlots, Shard, ShardState, parts
 from dist_train.exchange.areas import Area
 from dist_train.exchange.ballot import StoreBallot
 from dist_train.exchange.baton import Schedule, in_step
+from dist_train.exchange.deposits import Deposit
 from dist_train.exchange.server import Turn
 from dist_train.exchange.twin import Seat, Twin
 from dist_train.member import RunOfAll, serve
@@ -95,6 +96,8 @@ class Run:
     replica: int = 0
     directory: Path = Path("nowhere")
     snapshots: list[tuple[Start, ShardState]] = field(default_factory=list)
+    # By the update of a snapshot: what members kept for themselves then.
+    left: dict[int, dict[int, Deposit]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert isinstance(self.config.parallel.workers, int)
@@ -161,6 +164,7 @@ class Run:
             state = self.copied()
             where = milestone.samples, milestone.position, milestone.unfinished
             self.snapshots.append((Start(milestone.version.number, *where), state))
+            self.left[milestone.version.number] = self.twin.deposits.copies()
 
     def copied(self) -> ShardState:
         """Return a copy of what the shards hold."""

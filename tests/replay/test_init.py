@@ -191,7 +191,7 @@ class TestWhatWentWrongInTheRun:
             if event["event"] == "update" and event["gradients"][0]["incarnation"]
         ]
 
-    @pytest.mark.parametrize("mode", ["async", "adaptive", "backup", "downpour", "diloco"])
+    @pytest.mark.parametrize("mode", ["async", "softsync", "adaptive", "backup", "downpour", "diloco"])
     def test_lost_updates(self, make: recorded.Make, tmp_path: Path, mode: str) -> None:
         parallel, sections = MODES[mode]
         server = parallel.get("server", {}) | {"snapshot_every": 3}
@@ -202,6 +202,19 @@ class TestWhatWentWrongInTheRun:
         made = sum(event["event"] == "update" for event in book.events)
         assert made > 12
         assert line.startswith(f"{made} updates")
+
+    def test_a_worker_lost_with_the_updates(self, make: recorded.Make, tmp_path: Path) -> None:
+        """Its successor goes on from what was kept with the snapshot, not from what it left since."""
+        parallel, sections = MODES["diloco"]
+        server = {"snapshot_every": 3}
+        book = recorded.record(make, tmp_path, parallel | {"server": server}, **sections)
+        book.run.go_to(8, seeded(3))
+        members = {each["member"] for event in book.events[-8:] for each in event.get("gradients", [])}
+        book.rolled_back(6)
+        for member in members:
+            book.run.twin.kill(member)
+            book.run.seat(member)
+        replay(recorded.finished(book))
 
     def test_gradients_of_a_stateless_model_that_did_not_count_are_not_computed_again(
         self, make: recorded.Make, tmp_path: Path

@@ -90,10 +90,14 @@ class TestItsEnd:
         report = json.loads(directories.crash_file(tmp_path, 3).read_text())
         assert (report["error"], report["phase"], report["step"]) == ("ValueError: too large", "backward", 7)
 
+    # When a successor comes, the others train already: it alone has failed.
+    @pytest.mark.parametrize(("incarnation", "status"), [(0, REFUSED), (1, FAILED)])
     @pytest.mark.parametrize("error", [ConfigError("no such layer"), Mismatch("no such layer")])
-    def test_by_a_refusal_is_told_in_the_words_for_the_user(self, tmp_path: Path, error: Exception) -> None:
-        ended = run(Trainee(tmp_path, error))
-        assert (ended.status, ended.error) == (REFUSED, "no such layer")
+    def test_by_a_refusal_is_told_in_the_words_for_the_user(
+        self, tmp_path: Path, error: Exception, incarnation: int, status: int
+    ) -> None:
+        ended = run(Trainee(tmp_path, error, incarnation=incarnation))
+        assert (ended.status, ended.error) == (status, "no such layer")
 
     @pytest.mark.parametrize("error", [None, ValueError("too large")])
     def test_is_the_end_of_its_heart(self, tmp_path: Path, error: Exception | None) -> None:

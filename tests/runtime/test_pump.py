@@ -121,6 +121,8 @@ class PlainRun:
         self.config = SimpleNamespace(parallel=SimpleNamespace(server=SimpleNamespace(shards=1, direct=True)))
         self.holdings = PlainHoldings()
         self.referee = PlainReferee()
+        # None until the first member has come.
+        self.referee_or_none: PlainReferee | None = self.referee
         self.events: list[str] = []
         self.lost: list[tuple[int, int]] = []
         self.written: list[int] = []
@@ -411,6 +413,23 @@ class TestALostShard:
         attach, load = world.new.obeyed  # type: ignore[attr-defined]
         assert attach == ATTACH
         assert load == Load(1, 1, 1, {"steps": 3.0})
+
+    def test_before_anybody_has_begun_is_replaced_and_nothing_is_lost(self) -> None:
+        async def story(world: World) -> None:
+            world.run.referee_or_none = None
+            world.shards[0].alive = False
+            world.pump.call_the_roll()
+            await world.asked(1)
+            world.new = world.successor(7)  # type: ignore[attr-defined]
+            await world.pump.rest()
+            world.run.referee_or_none = world.run.referee
+            world.decide(1)
+            await world.pump.rest()
+
+        world = play(story)
+        assert world.run.lost == []
+        assert world.new.obeyed[:2] == [ATTACH, Load(0, 0, 0, {})]  # type: ignore[attr-defined]
+        assert world.new.updates == [1]  # type: ignore[attr-defined]
 
     def test_takes_with_it_what_was_decided_until_then(self) -> None:
         async def story(world: World) -> None:

@@ -237,6 +237,17 @@ class TestARead:
         assert (into[0], into[16]) == (1.0, 2.0)
         assert not world.server.read_exactly(Version(0, 7), into)
 
+    def test_of_an_exact_version_looks_again_where_a_shard_was_replaced(self, make: Make) -> None:
+        """A worker that does not speak for its group only ever reads exactly."""
+        world = make("near")
+        world.publish(0, 1.0, 2.0)
+        world.shards = [PlainShard(), PlainShard()]
+        world.publish(1, 5.0, 6.0)
+        world.coordinator.editions = [world.sources(edition=1)]
+        into = torch.zeros(SIZE)
+        assert [world.server.read_exactly(Version(0, 1), into) for _ in range(2)] == [False, True]
+        assert (into[0], into[16]) == (5.0, 6.0)
+
     def test_from_another_node_takes_a_later_version_when_a_shard_has_gone_on(self, make: Make) -> None:
         world = make("far")
         world.publish(1, 3.0, 4.0)

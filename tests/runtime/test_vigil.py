@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
@@ -63,17 +64,21 @@ class PlainCrew:
 class Watched:
     """What a vigil over ``crew`` has said and done, two looks long."""
 
-    def __init__(self, crew: PlainCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, crew: PlainCrew, monkeypatch: pytest.MonkeyPatch, gone: Collection[int] = ()) -> None:
+        self._gone = gone
         self.said: list[str] = []
         self.signals: list[tuple[int, int]] = []
         self.events = crew.coordinator.events
         monkeypatch.setattr(vigil, "STACKS_S", 0.0)
-        monkeypatch.setattr(
-            vigil, "kill_process", lambda process, number: self.signals.append((process.pid, number))
-        )
+        monkeypatch.setattr(vigil, "kill_process", self._signal)
         self.vigil = Vigil(cast(Crew, crew), SETTINGS, self.said.append)
         monkeypatch.setattr(vigil, "LOOK_S", 0.0)
         self.end = asyncio.run(self.vigil.watch())
+
+    def _signal(self, process: Process, number: int) -> bool:
+        if number != vigil.ALIVE:
+            self.signals.append((process.pid, number))
+        return process.pid not in self._gone
 
 
 KILLED = [signal.SIGQUIT, signal.SIGCONT, signal.SIGKILL]
@@ -121,6 +126,13 @@ def test_one_copy_of_a_shard_is_not_taken_for_the_other(monkeypatch: pytest.Monk
     watched = Watched(crew, monkeypatch)
     assert watched.signals == [(102, number) for number in KILLED]
     assert watched.said[0].startswith("shard 0 is frozen: no sign of life")
+
+
+def test_a_shard_that_has_ended_is_not_called_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = PlainCrew({("shard", 1, 0): heard(1, silence=6)}, [])
+    crew.shards = {1: ShardLife(0, cast(Actor, PlainActor({})))}
+    watched = Watched(crew, monkeypatch, gone={101})
+    assert watched.said == watched.signals == []
 
 
 def test_a_process_that_never_comes_is_given_up_after_the_time_for_a_start(

@@ -1,4 +1,4 @@
-"""Tests of what the records of a parameter server say of teachers."""
+"""Tests of what the records of a parameter server say of teachers, and of gradients that were lost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 from unittest.mock import Mock
 
+from dist_train.rules.decisions import Answer
 from dist_train.rules.ledger import Ledger
-from dist_train.rules.messages import Push, Version
+from dist_train.rules.messages import Lease, Push, Reply, Version, Work
 from dist_train.watch.server_records import ServerRecords
 
 
@@ -34,3 +35,20 @@ def test_whom_a_member_goes_on_without_is_written_down_once() -> None:
         ("teacher_back", 40, 0, 1),
     ]
     assert "member 0 goes on without it" in events[1]["warning"]
+
+
+def test_a_gradient_that_was_to_count_and_is_lost_with_a_shard_is_written_down() -> None:
+    """In softsync a member goes on before the update that its gradient is for."""
+    events: list[Mapping[str, Any]] = []
+    records = ServerRecords(Mock(), events.append, Ledger(8))
+    work = Work(Lease(1, 0, 0, 8))
+    records.answered(Answer(0, 0, 0, Reply("welcome", Version(0, 0), (work,)), "work"))
+    records.pushed(Push(0, 0, 1, 1, Version(0, 0), 8, 1.0))
+    records.answered(Answer(0, 0, 1, Reply("counted", Version(0, 0)), "work"))
+    assert events == []
+    back = {"event": "rolled_back", "step": 5, "era": 1}
+    for _ in range(2):
+        records.rolled_back(0, Ledger(8), back)
+    assert [event["event"] for event in events] == ["rolled_back", "void", "rolled_back"]
+    void = events[1]
+    assert (void["step"], void["era"], void["member"], void["sequence"]) == (5, 1, 0, 1)
