@@ -72,7 +72,7 @@ def serve(config: Config, connection: Connection, run: RunOfAll, open_server: Op
     task, state = made(config, connection.device, place.replica)
     model = state.model
     layout = Layout.of(model, config.optimizer)
-    with connection.collective(facts_of(config, state)) as collective:
+    with connection.collective(facts_of(config, state), patient=True) as collective:
         leads = place.rank == 0
         own = open_server(layout.size, statistics_size(statistics_of(model)))
         server = own if place.workers == 1 else GroupServer(own, collective, leads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -47,10 +48,14 @@ class Alone:
 
 
 class TorchCollective:
-    """The default process group of torch.distributed (Gloo on CPUs, NCCL on GPUs)."""
+    """The default process group of torch.distributed (Gloo on CPUs, NCCL on GPUs).
 
-    def __init__(self) -> None:
+    ``patience``: how long worker 0 may take to say something, where that is longer than the group's timeout.
+    """
+
+    def __init__(self, patience: timedelta | None = None) -> None:
         self.workers = dist.get_world_size()
+        self._patient = None if patience is None else dist.new_group(backend="gloo", timeout=patience)
 
     def sum(self, values: Tensor) -> Tensor:
         total = values.clone()
@@ -64,11 +69,11 @@ class TorchCollective:
 
     def tell(self, said: bytes) -> bytes:
         length = torch.tensor([len(said)])
-        dist.broadcast(length, 0)
+        dist.broadcast(length, 0, self._patient)
         content = torch.zeros(int(length), dtype=torch.uint8)
         if dist.get_rank() == 0:
             content.copy_(torch.frombuffer(bytearray(said), dtype=torch.uint8))
-        dist.broadcast(content, 0)
+        dist.broadcast(content, 0, self._patient)
         return content.numpy().tobytes()
 
     def barrier(self) -> None:

@@ -64,9 +64,10 @@ class Connection:
         handshake(PrefixStore(topic, self.store), place.rank, place.workers, facts, patience_s)
 
     @contextmanager
-    def collective(self, facts: Facts) -> Iterator[Collective]:
+    def collective(self, facts: Facts, patient: bool = False) -> Iterator[Collective]:
         """Compare ``facts`` with all workers, then open the group; close it when all went well.
 
+        ``patient``: rank 0 speaks for the group, to somebody who may let it wait for as long as it takes.
         Raises Mismatch when the workers differ, TrainingError when some never came. After a failure the
         group is left as it is: to close it could wait for peers that have gone.
         """
@@ -84,7 +85,7 @@ class Connection:
             timeout=self.timeout,
             device_id=self.device if cuda else None,
         )
-        yield TorchCollective()
+        yield TorchCollective(RANK_0_LIMIT if patient else None)
         closed_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,9 @@ def test_the_mean_of_nothing_needs_no_sum() -> None:
 
 
 @pytest.mark.processes
-def test_two_processes_sum_and_gather_in_the_order_of_their_ranks(tmp_path: Path) -> None:
+def test_two_processes_sum_and_gather_in_the_order_of_their_ranks_and_wait_for_rank_0_to_speak(
+    tmp_path: Path,
+) -> None:
     context = torch.multiprocessing.get_context("spawn")
     answers = context.Queue()
     workers = [
@@ -98,15 +102,27 @@ def test_two_processes_sum_and_gather_in_the_order_of_their_ranks(tmp_path: Path
     answers.close()
     answers.join_thread()
     assert found == [
-        (0, [3.0, 30.0], [[1.0, 10.0], [2.0, 20.0]]),
-        (1, [3.0, 30.0], [[1.0, 10.0], [2.0, 20.0]]),
+        (0, [3.0, 30.0], [[1.0, 10.0], [2.0, 20.0]], b"at last"),
+        (1, [3.0, 30.0], [[1.0, 10.0], [2.0, 20.0]], b"at last"),
     ]
 
 
-def _one_of_two(rank: int, store: Path, answers: object) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2)
-    group = TorchCollective()
+LIMIT = timedelta(seconds=4)
+
+
+def _one_of_two(rank: int, file: Path, answers: object) -> None:
+    store = dist.FileStore(str(file), 2)
+    # One may be quicker to start than the other by more than the limit.
+    store.set(f"here/{rank}", "")
+    store.wait(["here/0", "here/1"], timedelta(seconds=40))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=LIMIT)
+    group = TorchCollective(patience=timedelta(seconds=40))
     own = torch.tensor([1.0, 10.0]) * (rank + 1)
-    answers.put((rank, group.sum(own).tolist(), group.gather(own).tolist()))  # type: ignore[attr-defined]
+    total, rows = group.sum(own).tolist(), group.gather(own).tolist()
+    if rank == 0:
+        # As long as the one to whom it speaks takes.
+        threading.Event().wait(LIMIT.total_seconds() + 1)
+    said = group.tell(b"at last" if rank == 0 else b"")
+    answers.put((rank, total, rows, said))  # type: ignore[attr-defined]
     group.barrier()
     dist.destroy_process_group()
