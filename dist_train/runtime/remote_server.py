@@ -120,9 +120,10 @@ class RemoteServer:
             try:
                 self._version, vector = read()
                 break
-            except _TRANSIENT:
+            except _TRANSIENT as error:
                 if time.monotonic() > deadline:
-                    raise
+                    limit = f"{self._timeout_s:g} s (parallel.timeout_s)"
+                    raise NotPublished(f"no parameters could be read for {limit}: {error}") from error
                 # A shard's successor may be on its way, which takes as long as it takes.
                 self._phase("waiting", self._version.number + 1)
                 self._find_sources(unusable=self._now.edition)
