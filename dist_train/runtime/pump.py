@@ -303,7 +303,7 @@ class Pump:
         run = self._run
         if run.referee_or_none is None:
             # Nobody has begun: what the shards hold is what all began from.
-            while not await self._go_back():
+            while not (self._stopped or await self._go_back()):
                 pass
             return
         gone_back = False

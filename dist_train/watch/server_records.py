@@ -151,15 +151,10 @@ class ServerRecords:
         if gradient is not None and answer.reply.outcome == "void":
             self._void(answer.reply.version, gradient)
         wait = self._waits.pop(key, None)
-        if (
-            gradient is not None
-            and answer.reply.outcome == "counted"
-            and wait is not None
-            and wait.decided is None
-        ):
-            self._promised[key] = gradient
         if wait is None:
             return
+        if gradient is not None and answer.reply.outcome == "counted" and wait.decided is None:
+            self._promised[key] = gradient
         now, reporter, member = self._clock(), self.reporter, answer.member
         if wait.decided is None:
             reporter.waited(member, answer.waited_for, now - wait.came)
