@@ -123,6 +123,8 @@ def test_lost_workers_and_a_lost_shard_are_replaced_and_nothing_is_trained_twice
     assert server.summary["gradients"]["refused"] == 1
     assert server.summary["lost_updates"] == lost["lost_updates"]
     assert server.summary["replaced"] == 2
+    # Nobody else was taken for lost.
+    assert [event["rank"] for event in server.named("failure")] == [1, 0]
     assert "2 workers replaced" in output
     assert "worker 1 was killed" in output
     assert "worker 0 is frozen" in output
@@ -155,7 +157,7 @@ def test_with_second_copies_nothing_is_lost_and_without_its_coordinator_a_run_be
     server.strike("shard_000", signal.SIGSTOP)
     server.sees(lambda: len(server.named("shard_copy_lost")) == 2, 20)
     assert server.trains_on()
-    assert not server.named("rolled_back")
+    assert not server.named("rolled_back", "failure")
 
     server.sees(lambda: len(server.named("checkpoint")) >= 2)
     server.strike("coordinator", signal.SIGKILL)
@@ -177,6 +179,8 @@ def test_with_second_copies_nothing_is_lost_and_without_its_coordinator_a_run_be
     assert status == 0, output
     assert "resumed from" in output
     assert server.counts == {float(epochs): SAMPLES}
+    assert server.summary["lost_updates"] == 0
+    assert server.summary["gradients"]["applied"] == epochs * SAMPLES // 4
     made_again(server)
 
 
@@ -205,6 +209,7 @@ def test_a_group_restarts_as_a_unit_and_the_quorum_follows(server: ServerProgram
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
+        (["broken='a typo in the loss'"], 1, "RuntimeError: a typo in the loss"),
         (["broken=configuration"], 2, "dist-train: task_options.broken: it is"),
         (["poison=7", "always=true"], 1, "samples 188 to 191 in the order of epoch 0"),
     ],
@@ -256,6 +261,8 @@ def test_members_on_another_node_send_what_they_computed_and_are_replaced(
         f"parallel.damping={json.dumps(damping)}",
         "train.epochs=8",
         "task_options.pace_s=0.3",
+        # Nobody is stopped here, and hearts are heard late where their beats are lost.
+        "recovery.frozen_after_s=10",
         before=(sys.executable, "-c", NODES, str(home)),
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(home / "token"),
@@ -277,6 +284,7 @@ def test_members_on_another_node_send_what_they_computed_and_are_replaced(
     # What Ray has to say of that is no help.
     assert "(raylet)" not in output
     assert server.counts == {8.0: SAMPLES}
+    assert server.summary["gradients"]["applied"] == 8 * SAMPLES // 4
     assert server.summary["ledger"] == [{"epochs": [0, 7], "samples": {"1": SAMPLES}}]
     members = {each["member"] for event in server.named("update") for each in event["gradients"]}
     assert members == {0, 1, 2}
@@ -286,7 +294,8 @@ def test_members_on_another_node_send_what_they_computed_and_are_replaced(
 def test_a_run_goes_on_in_another_mode_whatever_the_network_loses(server: ServerProgram) -> None:
     modes = [
         ("parallel.mode=sync", "optimizer.lr=2.0"),
-        ("parallel.local_steps=2",),
+        ("parallel.mode=async", "optimizer.lr=1.0"),
+        ("parallel.mode=async", "parallel.local_steps=2"),
         ("parallel.mode=bounded", "parallel.max_staleness=1"),
         ("parallel.mode=backup", "parallel.workers=3", "parallel.backups=1", "optimizer.lr=2.0"),
         ("parallel.mode=sync", "optimizer.lr=2.0"),
