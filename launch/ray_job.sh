@@ -14,6 +14,9 @@
 #   ray start --head --port 6379                                     # on the head
 #   ray start --address head:6379                                    # on the others
 #
+# Where a head shares its machine with another Ray (a server run without --address starts one), give it
+# --dashboard-agent-listen-port 0 too: of two Rays that want the usual port, the later one takes no jobs.
+#
 # Without a token, whoever reaches the head can run programs on all machines: dist_train does not run in a cluster
 # that lets such strangers in, unless it is one machine alone. The token does not encrypt: keep the cluster on a
 # private network.

@@ -26,9 +26,14 @@ MARGIN_S = 10
 POLL_S = 0.5
 # Without news of a job that long, it is not followed any further.
 LOST_S = 60.0
-# What a cluster says whose agents are still starting, and how long it may take them.
+# What a cluster says whose agent is still starting, and how long it may take.
 NOT_YET = "No available agent"
 START_S, RETRY_S = 60.0, 1.0
+# An agent that finds its port taken goes on without taking jobs, and says so in its own log alone.
+NEVER = (
+    "its agent has not come up; the port it uses, 52365, may belong to another Ray of that machine, as a "
+    "server run without --address starts: end that one, or start the head with --dashboard-agent-listen-port 0"
+)
 _LAST_LINE = "dist-train: exit status"
 
 
@@ -84,13 +89,18 @@ def send(submission: Submission, connect: Callable[[str], Jobs] | None = None) -
 def _sent(client: Jobs, entrypoint: str, surroundings: dict[str, Any]) -> str:
     """Send the job, again and again while the cluster is still starting; TrainingError when it takes none."""
     deadline = time.monotonic() + START_S
+    told = False
     while True:
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env=surroundings)
         except RuntimeError as error:
-            if NOT_YET not in str(error) or time.monotonic() > deadline:
-                raise TrainingError(f"the cluster does not take the job: {error}") from error
-            time.sleep(RETRY_S)
+            starting = NOT_YET in str(error)
+            if not starting or time.monotonic() > deadline:
+                raise TrainingError(f"the cluster takes no job: {NEVER if starting else error}") from error
+        if not told:
+            tell(f"the cluster takes no job yet; trying for {START_S:g} s")
+            told = True
+        time.sleep(RETRY_S)
 
 
 def _connect(address: str) -> Jobs:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError
+from dist_train.errors import DONE, FAILED, INTERRUPTED, REFUSED, ConfigError, TrainingError
 from dist_train.runtime import submit
 from dist_train.runtime.access import TURNED_AWAY, knock_at_jobs
 from dist_train.runtime.reaper import Reaper
@@ -31,6 +31,7 @@ from dist_train.runtime.submit import Submission, entrypoint_of, send
 ROOT = Path(__file__).parents[2]
 TASK = ROOT / "tests" / "faults" / "counting_task.py"
 RUN_DIR = Path("/shared/run")
+NO_AGENT = "No available agent to submit job, please try again later."
 REPLICAS = ("replica_0", "replica_1")
 SETTINGS: dict[str, Any] = {
     "name": "sent",
@@ -193,6 +194,43 @@ class TestARefusal:
             send(Submission("http://10.0.0.7:8265", Path("sent.yaml"), RUN_DIR))
 
 
+class TestAClusterThatTakesNoJob:
+    def refusing(self, monkeypatch: pytest.MonkeyPatch, *said: str) -> Stand:
+        """Return a stand-in that refuses a job once for each of what it says, and takes it then."""
+        stand, left = Stand(Info(Status.SUCCEEDED, 0), ["done"]), list(said)
+        take = stand.submit_job
+
+        def refuse_first(*, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+            if left:
+                raise RuntimeError(f"status code 500: {left.pop(0)}")
+            return take(entrypoint=entrypoint, runtime_env=runtime_env)
+
+        monkeypatch.setattr(stand, "submit_job", refuse_first)
+        monkeypatch.setattr(submit, "RETRY_S", 0.001)
+        return stand
+
+    def test_yet_is_asked_again(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stand = self.refusing(monkeypatch, *[NO_AGENT] * 3)
+        assert status_of(stand) == DONE
+        assert stand.sent
+        assert capsys.readouterr().err.count("takes no job yet") == 1
+
+    def test_for_long_may_share_its_machine_with_another_ray(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(submit, "START_S", 0.0)
+        with pytest.raises(TrainingError, match="52365, may belong to another Ray"):
+            status_of(self.refusing(monkeypatch, *[NO_AGENT] * 3))
+
+    def test_for_another_reason_is_not_asked_again(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(TrainingError, match="takes no job: status code 500: disk full"):
+            status_of(self.refusing(monkeypatch, "disk full"))
+
+
 class TestTheEnd:
     @pytest.mark.parametrize(
         ("info", "status"),
@@ -330,7 +368,8 @@ def head() -> Iterator[Head]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += ["--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
         command += ["--num-cpus=6", f"--temp-dir={reaper.home}", "--object-store-memory=80000000"]
-        command += ["--disable-usage-stats"]
+        # The usual port belongs to whichever Ray of this machine came first; the others take no jobs.
+        command += ["--dashboard-agent-listen-port=0", "--disable-usage-stats"]
         with (reaper.home / "head.log").open("w") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{dashboard}"
