@@ -32,7 +32,8 @@ START_S, RETRY_S = 60.0, 1.0
 # An agent that finds its port taken goes on without taking jobs, and says so in its own log alone.
 NEVER = (
     "its agent has not come up; the port it uses, 52365, may belong to another Ray of that machine, as a "
-    "server run without --address starts: end that one, or start the head with --dashboard-agent-listen-port 0"
+    "server run without --address starts: end that one, or start the head with "
+    "--dashboard-agent-listen-port 0"
 )
 _LAST_LINE = "dist-train: exit status"
 
