@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -54,7 +55,7 @@ class GroupServer:
         told = torch.tensor([float(push.finite), push.loss, agreement], dtype=torch.float64)
         finite, losses, agreements = self._collective.gather(told).unbind(dim=1)
         bad = tuple((~torch.isfinite(losses)).nonzero().flatten().tolist())
-        whole = replace(push, finite=bool(finite.all()), loss=float(losses.sum()), not_finite=bad)
+        whole = replace(push, finite=bool(finite.all()), loss=summed(losses.tolist()), not_finite=bad)
         taught = agreements[~agreements.isnan()]
         if len(taught):
             whole = replace(whole, agreement=float(taught.mean()))
@@ -96,6 +97,11 @@ class GroupServer:
     def _told(self, reply: Reply | None) -> Reply:
         said = b"" if reply is None else json.dumps(asdict(reply)).encode()
         return decoded(json.loads(self._collective.tell(said)))
+
+
+def summed(losses: Sequence[float]) -> float:
+    """Add up the workers' losses in the order of their ranks, which a replay repeats."""
+    return sum(losses, start=0.0)
 
 
 def decoded(said: dict[str, object]) -> Reply:

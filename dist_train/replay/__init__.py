@@ -94,11 +94,6 @@ def _configuration(run_dir: Path) -> Config:
         )
     if parallel.device == "cuda" or (parallel.device == "auto" and _gpus(run_dir)):
         raise ConfigError(f"{run_dir}: it ran on GPUs, whose sums a CPU does not repeat bit for bit")
-    if parallel.group_size > 2 or (parallel.group_size > 1 and parallel.compression != "none"):
-        raise ConfigError(
-            f"{run_dir}: its groups add up gradients in an order of Gloo's own; only groups of 2 without "
-            "parallel.compression can be replayed"
-        )
     here = parallel.model_copy(update={"device": "cpu"})
     data = config.data.model_copy(update={"loaders": 0})
     return config.model_copy(update={"parallel": here, "data": data, "faults": Faults()})

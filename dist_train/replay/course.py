@@ -65,7 +65,8 @@ class Course:
         # Whether a member's gradient depends on those that it computed before.
         parallel = config.parallel
         remembers = parallel.outer_in_force is not None or parallel.fetch_every > 1
-        self._computes_all = remembers or server.statistics_size > 0
+        # A group arranges its buckets anew after its first gradient; some compressions leave a rest to add.
+        self._computes_all = remembers or server.statistics_size > 0 or parallel.group_size > 1
         self._versions = Versions(_last_reads(attempt))
         self._coming = self._in_order()
         self._ready: dict[Key, Computed] = {}

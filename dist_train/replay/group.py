@@ -1,19 +1,22 @@
-"""A group of workers in one process: one after the other computes its share, and the shares are summed.
+"""A group of workers in one process: one after the other computes its share, and torch brings them together.
 
-As in DistributedDataParallel, every worker's gradient is divided by their number before the sum. The sum of
-two is the same in any order; the order in which Gloo adds up three or more is its own.
+How Gloo adds up three numbers or more depends on where in which bucket they travel, and a compressed
+gradient on those before it. So every worker has the buckets that DistributedDataParallel would send, and they
+are summed by Gloo itself, between process groups that are all in this process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.futures import Future, wait_all
 
+from dist_train.config.schema import Parallel
 from dist_train.core.flat_model import FlatModel
 from dist_train.core.learner import Learner
 from dist_train.core.seeds import (
@@ -24,7 +27,10 @@ from dist_train.core.seeds import (
     seed_all,
 )
 from dist_train.couplings import Apply, Coupling, Started
-from dist_train.exchange.server import Figures, Turn
+from dist_train.couplings.allreduce import Exchange, compression, distributed
+from dist_train.exchange.group import summed
+from dist_train.exchange.server import Figures, Turn, settle_statistics
+from dist_train.replay.loopback import process_groups
 from dist_train.rules.messages import Lease
 from dist_train.rules.sampling import Run, parts_of
 from dist_train.rules.schedule import NO_STEP
@@ -33,19 +39,21 @@ CPU = torch.device("cpu")
 
 
 class Apart:
-    """A worker whose gradient stays where it is, weighted for a mean over the ``workers`` of its group."""
+    """A worker whose gradients stay in ``buckets``, weighted for a mean over the workers of its group."""
 
     writes = False
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self, parallel: Parallel) -> None:
+        self._parallel = parallel
+        self.buckets: list[dist.GradBucket] = []
 
     def start(self, model: nn.Module) -> Started:
-        return Started(model, nullcontext)
+        (alone,) = process_groups(1)
+        return distributed(model, self._parallel, Exchange(None, self._keep), alone)
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
         del predictions, batch
-        return loss * (share * self._workers)
+        return loss * (share * self._parallel.group_size)
 
     def update(self, apply: Apply) -> None:
         del apply
@@ -53,14 +61,24 @@ class Apart:
     def observe(self, metrics: Mapping[str, float]) -> None:
         del metrics
 
+    def _keep(self, state: None, bucket: dist.GradBucket) -> Future[Tensor]:
+        del state
+        self.buckets.append(bucket)
+        kept: Future[Tensor] = Future()
+        kept.set_result(bucket.buffer())
+        return kept
+
 
 class Mate:
     """A worker of the group besides the first; ``flat`` is its model over the parameters of all."""
 
-    def __init__(self, learner: Learner, flat: FlatModel, rank: int) -> None:
+    def __init__(self, learner: Learner, flat: FlatModel, rank: int, apart: Apart) -> None:
         self.learner = learner
+        self.apart = apart
         self.flat = flat
         self._rank = rank
+        # The buffers' values that came with the last gradient which was not refused.
+        self._sound = torch.empty(flat.statistics_size, dtype=torch.float64)
 
     def begin_lease(self, lease: Lease, parts: int) -> None:
         """Get ready for a lease that is trained in ``parts`` steps."""
@@ -72,17 +90,23 @@ class Mate:
         leases, self._batches = self.learner.leased()
         leases.feed(Run(lease.epoch, lease.offset, lease.count), parts)
 
-    def step(self, count: int) -> list[Tensor | None]:
-        """Compute its share of the gradient of the next ``count`` samples."""
+    def step(self, count: int) -> None:
+        """Fill its buckets with its share of the gradient of the next ``count`` samples."""
         with generators_untouched():
             restore_generators(*self._generators, CPU)
             self.flat.arrived()
             self.learner.step_on(self._batches, count, NO_STEP)
             self._generators = generator_states(CPU)
-        model = self.learner.state.model
-        gradients = [parameter.grad for parameter in model.parameters()]
-        model.zero_grad(set_to_none=True)
-        return gradients
+
+    def statistics(self) -> Tensor:
+        """Return the values of its buffers."""
+        values = torch.empty_like(self._sound)
+        self.flat.statistics_into(values)
+        return values
+
+    def settle(self, turn: Turn) -> None:
+        """Hear what became of the group's gradient."""
+        settle_statistics(turn, self.flat, self.statistics(), self._sound)
 
 
 class Together:
@@ -90,16 +114,23 @@ class Together:
 
     writes = False
 
-    def __init__(self, outside: Coupling, mates: Sequence[Mate], flat: FlatModel, turn: Turn) -> None:
+    def __init__(
+        self, parallel: Parallel, outside: Coupling, mates: Sequence[Mate], flat: FlatModel, turn: Turn
+    ) -> None:
         self._outside = outside
         self._mates = mates
         self._flat = flat
         self._turn = turn
-        self._own = Apart(1 + len(mates))
+        self._own = Apart(parallel)
+        self._groups = process_groups(parallel.group_size)
+        self._exchanges = [compression(parallel, each) or Exchange(each, _mean) for each in self._groups]
 
     def start(self, model: nn.Module) -> Started:
-        self._model = model
-        return self._outside.start(model)
+        started = self._own.start(model)
+        self._outside.start(model)
+        for mate in self._mates:
+            mate.settle(self._turn)
+        return started
 
     def objective(self, loss: Tensor, predictions: Tensor, batch: Any, share: float) -> Tensor:
         return self._own.objective(loss, predictions, batch, share)
@@ -112,26 +143,49 @@ class Together:
                 mate.begin_lease(lease, turn.parts)
         pieces = parts_of(Run(lease.epoch, lease.offset, lease.count), turn.parts)
         self._flat.collect()
-        shares = [mate.step(pieces[turn.part].count) for mate in self._mates]
-        _mean([parameter.grad for parameter in self._model.parameters()], shares)
+        for mate in self._mates:
+            mate.step(pieces[turn.part].count)
+        self._bring_together()
         self._outside.update(apply)
+        if turn.is_last:
+            for mate in self._mates:
+                mate.settle(turn)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         self._outside.observe(metrics)
 
     def figures(self, own: Figures) -> Figures:
         """Return the figures of the group, given the first worker's."""
-        return replace(own, loss=own.loss + sum(mate.learner.figures().loss for mate in self._mates))
+        losses = [own.loss, *(mate.learner.figures().loss for mate in self._mates)]
+        return replace(own, loss=summed(losses))
+
+    def statistics(self, own: Tensor) -> Tensor:
+        """Return the mean of the workers' buffers, given the first worker's."""
+        rows = [own.clone(), *(mate.statistics() for mate in self._mates)]
+        sums = [group.allreduce([row]) for group, row in zip(self._groups, rows, strict=True)]
+        for each in sums:
+            each.wait()
+        return rows[0] / len(rows)
+
+    @torch.no_grad()
+    def _bring_together(self) -> None:
+        """Leave in the first worker's parameters the gradient of all."""
+        aparts = [self._own, *(mate.apart for mate in self._mates)]
+        for row in zip(*(each.buckets for each in aparts), strict=True):
+            first, exchanges = row[0], zip(self._exchanges, row, strict=True)
+            futures = [exchange.hook(exchange.state, bucket) for exchange, bucket in exchanges]
+            first.buffer().copy_(wait_all(futures)[0])
+            whose = zip(*(bucket.parameters() for bucket in row), strict=True)
+            for same, gradient in zip(whose, first.gradients(), strict=True):
+                if any(each.grad is not None for each in same):
+                    same[0].grad = gradient
+        for each in aparts:
+            each.buckets.clear()
+        for mate in self._mates:
+            mate.learner.state.model.zero_grad(set_to_none=True)
 
 
-@torch.no_grad()
-def _mean(own: Sequence[Tensor | None], others: Sequence[Sequence[Tensor | None]]) -> None:
-    """Replace each of a worker's gradients by the mean over all workers."""
-    part = 1 / (1 + len(others))
-    for number, gradient in enumerate(own):
-        if gradient is None:
-            continue
-        gradient.mul_(part)
-        for row in others:
-            if (other := row[number]) is not None:
-                gradient.add_(other.mul_(part))
+def _mean(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Any]:
+    """What DistributedDataParallel does without a hook: it multiplies by 1/n, and adds up."""
+    whole = bucket.buffer().mul_(1 / group.size())
+    return group.allreduce([whole]).get_future().then(lambda done: done.value()[0])

@@ -192,7 +192,9 @@ class ReplayedMember:
         )
         self._teachers = None if past.posts is None else RecordedTeachers(config, past.posts, task)
         self._mates = self._made_mates(flat)
-        self._group = Together(coupling, self._mates, flat, self._turn) if self._mates else None
+        self._group = None
+        if self._mates:
+            self._group = Together(config.parallel, coupling, self._mates, flat, self._turn)
         learner = self._learner(task, state, self._taught(self._group or coupling), 0)
         self._member = real.Member(config, learner, self._server, flat, self._turn, Place())
         self._runner = Runner(f"member {who[0]}", self._live)
@@ -212,7 +214,10 @@ class ReplayedMember:
             left = Deposit(tuple(row.clone() for row in memory.deposits[push.deposit]), push.scalars)
         vector = memory.gradients[push.buffer].clone()
         base = None if memory.parameters is None else memory.parameters.clone()
-        return Computed(push, vector, base, memory.statistics.clone(), left)
+        statistics = memory.statistics.clone()
+        if self._group is not None:
+            statistics = self._group.statistics(statistics)
+        return Computed(push, vector, base, statistics, left)
 
     def close(self) -> None:
         self._runner.end()
@@ -245,9 +250,9 @@ class ReplayedMember:
         mates = []
         for rank in range(1, self._config.parallel.group_size):
             task, state = real.made(self._config, CPU, self._attempt.replica)
-            apart = self._taught(Apart(self._config.parallel.group_size))
-            learner = self._learner(task, state, apart, rank)
-            mates.append(Mate(learner, FlatModel(state.model, flat.layout, flat.host), rank))
+            apart = Apart(self._config.parallel)
+            learner = self._learner(task, state, self._taught(apart), rank)
+            mates.append(Mate(learner, FlatModel(state.model, flat.layout, flat.host), rank, apart))
         return mates
 
     def _taught(self, coupling: Coupling) -> Coupling:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import runs
 import server_runs
+from recorded_runs import Book
 from torch import Tensor
 from worker_group import Seat
 
@@ -54,12 +55,15 @@ def connected(seat: Seat) -> Connection:
     return Connection(place, runs.CPU, seat.store, timedelta(seconds=20), lambda *_: None)
 
 
-def train(seat: Seat, config: Config) -> dict[str, Any] | None:
-    """Train as a group that is the only member; the leader returns what came of it."""
-    return lead(seat, config) if seat.rank == 0 else follow(seat, config)
+def train(seat: Seat, config: Config, run_dir: Path | None = None) -> dict[str, Any] | None:
+    """Train as a group that is the only member; the leader returns what came of it.
+
+    ``run_dir``: where the run is written down, if it is.
+    """
+    return lead(seat, config, run_dir) if seat.rank == 0 else follow(seat, config)
 
 
-def lead(seat: Seat, config: Config) -> dict[str, Any]:
+def lead(seat: Seat, config: Config, run_dir: Path | None) -> dict[str, Any]:
     published: list[Segment] = []
 
     def slots(size: int) -> PublishedWriter:
@@ -81,9 +85,12 @@ def lead(seat: Seat, config: Config) -> dict[str, Any]:
 
         serve(config, connection, RunOfAll(run.directory, run.workers), open_server, Turn(0, 0))
 
+    book = None if run_dir is None else Book(run, run_dir)
     run.twin.seat(0, body)
     try:
         run.go(in_step())
+        if book is not None:
+            book.close()
         pushes = [each.push for step in run.steps for each in step.contributions]
         return {
             "weights": run.weights(),

@@ -64,6 +64,21 @@ class FrozenBatchNorm(nn.BatchNorm1d):
         return self
 
 
+class Centred(nn.Module):
+    """Subtracts a running mean, also in training: a buffer that gradients depend on."""
+
+    mean: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(inputs.detach().mean(0), 0.1)
+        return inputs - self.mean
+
+
 class Layers(nn.Sequential):
     """A model with a forward of its own, as users write them: torch does not compile what is torch's."""
 
@@ -96,6 +111,8 @@ class Plain(Task):
         layers: list[nn.Module] = [nn.Linear(FEATURES, 8)]
         if self.norm == "batch":
             layers.append(nn.BatchNorm1d(8))
+        elif self.norm == "centred":
+            layers.append(Centred(8))
         elif self.norm == "channels":  # two values per channel and sample
             layers += [nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4), nn.Flatten()]
         elif self.norm == "frozen":
@@ -157,11 +174,32 @@ class Poisoned(Plain):
                 return torch.full_like(inputs, float("nan")), label
             return inputs, label
 
-    def __init__(self, size: int = 48) -> None:
-        super().__init__(size, norm="batch")
+    def __init__(self, size: int = 48, norm: str = "batch") -> None:
+        super().__init__(size, norm=norm)
 
     def train_data(self) -> Points:
         return self.Once(self.size, 1, self.dtype)
+
+
+class TwoHeads(nn.Module):
+    """The second of its heads is used only for batches whose mean is above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, CLASSES), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first: Tensor = self.first(inputs)
+        return first + self.second(inputs) if inputs.mean() > 0 else first
+
+
+class Choosing(Plain):
+    """Which of its parameters have a gradient depends on the batch."""
+
+    dtype = torch.float32
+
+    def model(self) -> nn.Module:
+        return TwoHeads()
 
 
 class Dying(Plain):

@@ -346,10 +346,6 @@ class TestARunThatCannotBeReplayed:
         (run_dir / "env.json").write_text(json.dumps({"gpus": ["H200"]}))
         self.refused(run_dir, "it ran on GPUs")
 
-    def test_groups_of_three(self, run_dir: Path) -> None:
-        self.configured(run_dir, "group_size: 1", "group_size: 3")
-        self.refused(run_dir, "only groups of 2")
-
     def test_no_events(self, run_dir: Path) -> None:
         (run_dir / "events.jsonl").unlink()
         self.refused(run_dir, "no events.jsonl")
