@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ class Program:
             assert started.stdout is not None
             started.stdout.close()
         return left
+
+    def last_words(self) -> str:
+        """End the run that was started last; return which processes it had and the end of what it printed."""
+        names = []
+        for process in self.processes():
+            # One may end as another is killed.
+            with suppress(psutil.Error):
+                names.append(" ".join(process.cmdline())[-120:])
+                process.kill()
+        output, _ = self._started[-1].communicate(timeout=10)
+        return "\n".join([*names, output[-3000:]])
 
     def run(self, *arguments: str, run_dir: Path | None = None, **variables: str) -> tuple[int, str]:
         """Run to the end; return the exit status and what a person sees."""

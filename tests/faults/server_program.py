@@ -86,8 +86,8 @@ class ServerProgram(Program):
         return eventually(lambda: len(self.named("update")) >= first + updates, 60)
 
     def sees(self, happened: Callable[[], object], seconds: float = 60) -> None:
-        """Wait for something to happen."""
-        assert eventually(happened, seconds), self.events[-5:]
+        """Wait for something to happen; what a person saw until then is said where it did not."""
+        assert eventually(happened, seconds), f"{self.events[-5:]}\n{self.last_words()}"
 
 
 def output_of(process: subprocess.Popen[str], seconds: float = 90) -> str:
