@@ -48,6 +48,8 @@ class Gradient:
     own: tuple[Scheduled, ...]
     outcome: Outcome
     reads: tuple[Version, ...]
+    # What its member was told, where that is another outcome than the one it had.
+    told: Outcome | None = None
     # Of a codistilled replica: the version of each teacher, by its replica.
     teachers: Mapping[int, int] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ class Attempt:
 
     def heard(self, gradient: Gradient) -> Outcome:
         """What the member was told of its gradient."""
-        return "void" if gradient.key in self.withdrawn else gradient.outcome
+        return "void" if gradient.key in self.withdrawn else gradient.told or gradient.outcome
 
     @property
     def last_step(self) -> int:
@@ -226,6 +228,7 @@ def _gradient(event: Mapping[str, Any], outcome: Outcome) -> Gradient:
         loss=float(event["loss"]),
         own=tuple(Scheduled(*each) for each in event.get("own", ())),
         outcome=outcome,
+        told=event.get("told"),
         # Written where it is anything but this one.
         reads=tuple(Version(*each) for each in event.get("reads", [event["read"]])),
         teachers=dict(event.get("teachers", ())),

@@ -174,7 +174,7 @@ class ServerRecords:
         self._deciding.clear()
         self._event(event)
         for gradient in self._promised.values():
-            self._void(Version(event["era"], event["step"]), gradient)
+            self._void(Version(event["era"], event["step"]), gradient | {"told": "counted"})
         self._promised.clear()
 
     def _void(self, version: Version, gradient: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.faults.conftest import Program, eventually
 
 TASK = Path(__file__).with_name("counting_task.py")
+FROZEN_AFTER_S = 5.0
 SETTINGS: dict[str, Any] = {
     "name": "counting",
     "task": f"{TASK}:Counting",
@@ -27,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "schedule": {"scaling": "none", "decay": "constant"},
     "checkpoint": {"every_steps": 20},
     "logging": {"every_steps": 10, "tensorboard": False},
-    "recovery": {"backoff_s": 0.05, "frozen_after_s": 3.0, "grace_s": 30.0},
+    "recovery": {"backoff_s": 0.05, "frozen_after_s": FROZEN_AFTER_S, "grace_s": 30.0},
 }
 
 

@@ -22,7 +22,7 @@ import pytest
 from dist_train.replay import replay
 from tests.faults.conftest import eventually
 from tests.faults.counting_task import SAMPLES
-from tests.faults.server_program import ServerProgram, output_of, parent
+from tests.faults.server_program import FROZEN_AFTER_S, ServerProgram, output_of, parent
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -39,20 +39,18 @@ ARRAYS_LOST = {f"ObjectManagerService.grpc_client.{call}": LOST for call in ("Pu
 
 @dataclass(frozen=True)
 class Network:
-    """What the calls of a run meet: settings, the environment, and seconds until a frozen worker is found."""
+    """What the calls of a run meet: settings, and the environment."""
 
     settings: tuple[str, ...]
     variables: dict[str, str]
-    frozen_after_s: float
 
 
 NETWORKS = {
-    "whole": Network((PACE,), {}, 3),
+    "whole": Network((PACE,), {}),
     # All that is said goes through Ray: gradients, commands to the shards and heartbeats included.
     "lossy": Network(
-        ("task_options.pace_s=0.3", "parallel.server.direct=false", "recovery.frozen_after_s=5"),
+        ("task_options.pace_s=0.3", "parallel.server.direct=false"),
         {"RAY_testing_rpc_failure": json.dumps(CALLS_LOST)},
-        5,
     ),
 }
 
@@ -101,8 +99,8 @@ def test_lost_workers_and_a_lost_shard_are_replaced_and_nothing_is_trained_twice
 
     server.strike("rank_00000", signal.SIGSTOP)
     struck = time.monotonic()
-    server.sees(lambda: server.named("hung"), network.frozen_after_s + 7)
-    assert time.monotonic() - struck < network.frozen_after_s + 5  # and a busy machine
+    server.sees(lambda: server.named("hung"), FROZEN_AFTER_S + 7)
+    assert time.monotonic() - struck < FROZEN_AFTER_S + 5  # and a busy machine
     assert server.trains_on()
     server.sees(lambda: came_back(server, 0))
 

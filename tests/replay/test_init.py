@@ -203,6 +203,19 @@ class TestWhatWentWrongInTheRun:
         assert made > 12
         assert line.startswith(f"{made} updates")
 
+    @pytest.mark.parametrize("seed", [1, 2, 3])
+    def test_a_gradient_that_waited_for_another_when_updates_were_lost(
+        self, make: recorded.Make, tmp_path: Path, seed: int
+    ) -> None:
+        """Its member was told that it counts, and went on from what it had computed."""
+        parallel = {"mode": "async", "aggregate": 3, "fetch_every": 4, "server": {"snapshot_every": 3}}
+        book = recorded.record(make, tmp_path, parallel, optimizer=MOMENTUM)
+        book.run.go(seeded(seed), lambda: book.run.outcomes.count("counted") == 8 * 3 + 2)
+        assert book.run.twin.version.number == 8
+        book.rolled_back(6)
+        assert [event["event"] for event in book.events[-2:]] == ["void"] * 2
+        replay(recorded.finished(book))
+
     def test_a_worker_lost_with_the_updates(self, make: recorded.Make, tmp_path: Path) -> None:
         """Its successor goes on from what was kept with the snapshot, not from what it left since."""
         parallel, sections = MODES["diloco"]

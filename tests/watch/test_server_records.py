@@ -52,3 +52,4 @@ def test_a_gradient_that_was_to_count_and_is_lost_with_a_shard_is_written_down()
     assert [event["event"] for event in events] == ["rolled_back", "void", "rolled_back"]
     void = events[1]
     assert (void["step"], void["era"], void["member"], void["sequence"]) == (5, 1, 0, 1)
+    assert void["told"] == "counted"
